@@ -1,7 +1,7 @@
 """Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from search.cluster.storage_hold import claim_name, release_name
 from search.setup.plan import Plan
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.study_record import start_losses
-from search.terminal.console import Terminal
+from search.terminal.console import Preparing, Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
@@ -57,11 +57,18 @@ def held(plan: Plan) -> Iterator[Plan]:
 
 @contextmanager
 def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
-    """Hold the plan's study while inside, after its preflight, during which Ray starts; see check_preflight()."""
-    with ray_ahead(plan):
+    """Hold the plan's study while inside, after its preflight, during which Ray starts; see check_preflight().
+
+    Speeds are measured once it has passed, and before Ray's start, which would slow them.
+    """
+    with ExitStack() as stack:
+        if plan.measured is None:
+            stack.enter_context(ray_ahead(plan))
         check_preflight(preflight_of(plan), plan.options, terminal)
-        with held(plan) as plan:
-            yield plan
+        if plan.measured is not None:
+            with Preparing(terminal.console) as progress:
+                plan = plan.measured(progress)
+        yield stack.enter_context(held(plan))
 
 
 def ray_ahead(plan: Plan) -> AbstractContextManager[None]:

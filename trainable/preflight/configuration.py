@@ -31,10 +31,11 @@ SLOW_PRODUCTS_WARN = 2.0
 def check_schedule(config: TrialConfig) -> Check:
     """Return whether the learning rate reaches its peak and ruins no weights."""
     first, last = learning_rate_at(0, config), learning_rate_at(config.training_steps - 1, config)
-    measured = f"{config.lr_schedule} from {first:.2e} to {last:.2e} over {config.training_steps} steps"
+    # Shares, for under a budget of time the steps are not known yet.
+    measured = f"{config.lr_schedule} from {first:.2e} to {last:.2e}"
     advice = ""
     if config.has_warmup and config.warmup_steps:
-        measured += f", warm-up {config.warmup_steps} steps"
+        measured += f", warm-up {config.warmup_steps / config.training_steps:.0%} of the run"
         if config.warmup_steps > LONG_WARMUP_FRAC * config.training_steps:
             advice = "Most of the run is warm-up. Shorten WARMUP_STEPS or lengthen TRAINING_STEPS."
     ruinous, decay_frac = RUINOUS_LORA_LR if config.use_lora else RUINOUS_LR, config.learning_rate * config.weight_decay
