@@ -140,7 +140,7 @@ def plan_study(
     check_fit(loaded, configs or [draft.baseline, largest_config(draft), *_with_lora(draft)])
     slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
 
-    def of_space(space: SearchSpace, progress: Preparing) -> Plan:
+    def of_space(space: SearchSpace) -> Plan:
         configs = baseline_configs(space, settings) if kind == "baseline" else []
         learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
         told = [*widening_words(file, draft), *unread_words(draft), *([learned.words(space)] if learned else [])]
@@ -160,9 +160,9 @@ def plan_study(
         device_s, shapes = draft.budget.device_s, [*draft.shapes(), *map(shape_of, configs)]
         assert device_s is not None
         found = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
-        return of_space(space_of_kind(file, settings, kind, found), progress)
+        return of_space(space_of_kind(file, settings, kind, found))
 
-    return replace(of_space(draft, progress), measured=measured if draft.budget.device_s is not None else None)
+    return replace(of_space(draft), measured=measured if draft.budget.device_s is not None else None)
 
 
 def load_for(document: Mapping[str, Any], options: Options, progress: Preparing, *, joins: bool = True) -> Loaded:

@@ -97,7 +97,7 @@ class PreflightRecord:
             needed = self.needed_bytes.get(DISK)
             if needed is None or needed * room.count > room.free_bytes()[1]:
                 return False
-        # A GPU is asked in a process of its own; its name and its driver's versions are in the key.
+        # A GPU would be asked in a process of its own; its name is in the key.
         left = run_memory_bytes(torch.device(device), runs=preflight.sharing.runs) if device == "cpu" else math.inf
         return (self.needed_bytes.get(MEMORY) or 0) <= left
 

@@ -1,7 +1,7 @@
 """Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -61,14 +61,13 @@ def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
 
     Speeds are measured once it has passed, and before Ray's start, which would slow them.
     """
-    with ExitStack() as stack:
-        if plan.measured is None:
-            stack.enter_context(ray_ahead(plan))
+    with ray_ahead(plan) if plan.measured is None else nullcontext():
         check_preflight(preflight_of(plan), plan.options, terminal)
         if plan.measured is not None:
             with Preparing(terminal.console) as progress:
                 plan = plan.measured(progress)
-        yield stack.enter_context(held(plan))
+        with held(plan) as plan:
+            yield plan
 
 
 def ray_ahead(plan: Plan) -> AbstractContextManager[None]:

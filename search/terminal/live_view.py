@@ -29,7 +29,6 @@ from results.words import (
     percent_words,
     run_words,
     schedule_words,
-    shape_words,
     token_words,
     trial_loss_words,
     value_words,
@@ -180,14 +179,11 @@ class StudyView:
         table = Table.grid(padding=(0, 1))
         running = [row for row in trials if row["status"] == "running"]
         baseline = baseline_trial(self.ledger.trials())
-        others = {name: words for name, words in searched_settings(trials).items() if name not in SETTINGS}
         for row in running[:RUNNING_SHOWN]:
             name = run_words(row, baseline)
             bar = ProgressBar(total=1.0, completed=budget_frac(row), width=10)
-            config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
-            config += "".join(f", {name} {words(row)}" for name, words in others.items())
             does = "waiting for a worker" if row["trial_id"] in self.waiting else running_words(row)
-            table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config)
+            table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config_words(row))
         if len(running) > RUNNING_SHOWN:
             table.add_row(f"{len(running) - RUNNING_SHOWN} more")
         return table

@@ -127,7 +127,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     # Running trials: how far, how good, how fast, what.
     assert "trial 4" in text
     assert "trial 5" in text
-    assert "val loss 7.1234 12.3k tokens/s 8 x 256, LR 1.00e-03," in text
+    assert "val loss 7.1234 12.3k tokens/s batch 8 x block 256," in text
     assert "trial 7" in text
     assert "val loss – loading the model" in text
     # Endings and why.
@@ -176,7 +176,7 @@ def test_what_a_shipped_space_searches_has_a_column(name: str, columns: list[str
         ledger.add_metrics(number, metrics(45_000, 11.1234), 0)
     console = Console(record=True, width=80, file=io.StringIO())
     view = StudyView(study=study, ledger=ledger, trials_planned=4, console=console)
-    assert ("LoRA rank 64, LoRA alpha 64, LoRA dropout 0.1" in words(drawn(console, view.render()))) == (name == "lora")
+    assert ("LoRA rank 64, alpha 64, LoRA dropout 0.1" in words(drawn(console, view.render()))) == (name == "lora")
     end(ledger, 0, "completed")
     end(ledger, 1, "completed")
     table = leaderboard_table(ledger.trials(), limit=6, statuses=("completed",))

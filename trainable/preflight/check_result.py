@@ -29,21 +29,12 @@ class Check:
 
 
 def judged(
-    name: str,
-    *,
-    measured: str,
-    expected: str,
-    advice: str,
-    failed: bool = False,
-    warned: bool = False,
-    needed_bytes: int | None = None,
+    name: str, *, measured: str, expected: str, advice: str, failed: bool = False, warned: bool = False
 ) -> Check:
     """Return the check as failed or as a warning, with the advice, or else as passed, without."""
     status: CheckStatus = "fail" if failed else "warn" if warned else "pass"
     advice = advice if failed or warned else ""
-    return Check(
-        name=name, status=status, measured=measured, expected=expected, advice=advice, needed_bytes=needed_bytes
-    )
+    return Check(name=name, status=status, measured=measured, expected=expected, advice=advice)
 
 
 def skipped(name: str, reason: str) -> Check:

@@ -74,15 +74,15 @@ def check_memory(
         return skipped(MEMORY, "the model cannot be run on shapes alone, and a real step would take too long")
     used_frac = (needed or 0) / max(1, available_bytes)
     measured = how if needed is None else f"about {_gib_words(needed)} needed ({how})"
-    return judged(
+    check = judged(
         MEMORY,
         failed=ran_out or used_frac > 1,
         warned=used_frac > CROWDED_FRAC,
         measured=f"batch_size={largest.batch_size} x block_size={largest.block_size}: {measured}",
         expected=f"at most {_gib_words(available_bytes)} available",
         advice="Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
-        needed_bytes=needed,
     )
+    return replace(check, needed_bytes=needed)
 
 
 def _estimate(model: PreTrainedModel, config: TrialConfig) -> int | None:
@@ -142,14 +142,14 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
         return skipped(DISK, "the store does not say how much room it has")
     size = checkpoint_bytes(model)
     folder, free = room.free_bytes()
-    return judged(
+    check = judged(
         DISK,
         failed=size * room.count > free,
         measured=f"{room.count} checkpoints of {_gib_words(size)} at a time: {_gib_words(size * room.count)}",
         expected=f"at most the {_gib_words(free)} that are free in {folder}",
         advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
-        needed_bytes=size,
     )
+    return replace(check, needed_bytes=size)
 
 
 def estimate_step_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
