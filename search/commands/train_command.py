@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
-from results.study.atomic import write_document
+from results.study.atomic import is_storage_error, storage_error_words, write_document
 from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study, create_study, find_study, open_study, studies_dir
 from results.study.ledger import Ledger
@@ -33,7 +33,7 @@ from search.setup.train_plan import (
     with_winner_of,
 )
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import ending_document
+from search.terminal.next_steps import ending_document, going_on
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
 from trainable.config import variable_of
@@ -93,7 +93,12 @@ def train_command(options: Options, terminal: Terminal) -> int:
         corpus_fingerprint=plan.loaded.spec.corpus.fingerprint,
     )
     with hold(study), Interrupts() as interrupts:
-        status = _train(plan, state, study, checkpoints, terminal, interrupts)
+        try:
+            status = _train(plan, state, study, checkpoints, terminal, interrupts)
+        except OSError as error:
+            if not is_storage_error(error):
+                raise
+            raise UserError(storage_error_words(error, study.path, again=going_on(study))) from None
     last = state.model, state.adapter_base
     del state  # the optimizer's moments, twice the model
     saved = _save_model(plan, last, checkpoints, study, status, terminal)

@@ -1,5 +1,6 @@
 """`make train` in this process: what it logs and saves, and that going on is as never having stopped."""
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from search.commands.train_command import TrainLog
 from search.terminal.next_steps import next_steps
 from tests.rows import evaluation
 from tests.stdlib_text import docstrings
+from trainable.checkpoint.checkpoint import save_checkpoint
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.errors import UserError
 from trainable.loop import train
@@ -474,6 +476,23 @@ def test_a_model_that_does_not_even_fit_is_told_in_the_same_line(
     ran = train_one_refused(train_one)
     assert ran["error"].startswith("BATCH_SIZE=2 x BLOCK_SIZE=16 does not fit in cpu memory. Lower BATCH_SIZE")
     assert devices == ["cpu", "cpu"]
+
+
+def test_a_disk_that_fills_up_is_told_with_the_checkpoint_to_go_on_from(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_later(state: Any, path: Path, **names: Any) -> None:
+        if state.optimizer_steps > 6:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_checkpoint(state, path, **names)
+
+    monkeypatch.setattr("trainable.checkpoint.checkpoint.save_checkpoint", full_later)
+    refused = train_one(STUDY="full")
+    assert (
+        "no space left on the device. Make room; what was measured so far is kept. Then go on with: make train"
+        in (refused["error"])
+    )
+    assert "checkpoints/0/step_00000006.pt" in refused["error"]
 
 
 def test_a_fault_of_ours_does_not_leave_the_run_running(train_one: Train, monkeypatch: pytest.MonkeyPatch) -> None:
