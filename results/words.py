@@ -231,11 +231,6 @@ def batch_words(row: Mapping[str, Any]) -> str:
     return f"{row['batch_size']}" + (f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else "")
 
 
-def shape_words(row: Mapping[str, Any]) -> str:
-    """Return batch x block, such as 32 x 128, or 8x4 x 256 with 4 micro-batches a step."""
-    return f"{batch_words(row)} x {row['block_size']}"
-
-
 def schedule_words(row: Mapping[str, Any]) -> str:
     """Return the schedule's name and its warm-up steps, if any."""
     return f"{row['lr_schedule']} {_warmup_steps(row) or ''}".rstrip()
@@ -253,5 +248,5 @@ def config_words(row: Mapping[str, Any]) -> str:
     lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}{targets}" if row["use_lora"] else ""
     point = json.loads(row.get("point") or "{}")
     others = [f", {label(name)} {value_words(value)}" for name, value in point.items() if name not in _ALWAYS_SAID]
-    shape = shape_words(row).replace(" x ", " x block ")
-    return f"batch {shape}, LR {row['learning_rate']:.2e}, {schedule}{lora}{''.join(others)}"
+    shape, rate = f"batch {batch_words(row)} x block {row['block_size']}", f"LR {row['learning_rate']:.2e}"
+    return f"{shape}, {rate}, {schedule}{lora}{''.join(others)}"
