@@ -66,9 +66,9 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
         )
 
 
-def _smaller(largest: TrialConfig, is_searched: bool) -> str:
-    """Return the remedy beside a larger budget; is_searched: whether trials have several sizes."""
-    names = [variable_of(name) for name in SIZES if getattr(largest, name) > 1]
+def _smaller(largest: TrialConfig, is_searched: bool, *, is_own: bool = False) -> str:
+    """Return the remedy beside a larger budget; is_searched: whether trials have several sizes; is_own: see below."""
+    names = [name if is_own else variable_of(name) for name in SIZES if getattr(largest, name) > 1]
     return "drop the largest sizes" if is_searched else f"lower {' or '.join(names)}"
 
 
@@ -134,7 +134,7 @@ def check_sizes(
                 least = f"[scheduler] grace_tokens = {step_tokens}"
             raise UserError(
                 f"{sizes} is {step_tokens} tokens a step, and every trial is first evaluated after "
-                f"{first_evaluation_tokens}. Set {least} or more, or {_smaller(plain, is_searched)}."
+                f"{first_evaluation_tokens}. Set {least} or more, or {_smaller(plain, is_searched, is_own=is_own)}."
             )
         warmup = point.get("warmup_steps", warmup_steps)
         alike = [shape for shape in shapes if all(getattr(shape, name) == values[name] for name in SIZES)]
