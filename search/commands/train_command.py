@@ -60,12 +60,10 @@ def train_command(options: Options, terminal: Terminal) -> int:
         terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
-        if options is not asked and asked.typed.isdisjoint(INPUT_VARIABLES.values()):
+        # What a checkpoint that goes on was trained on is told with it.
+        if options is not asked and plan.checkpoint is None and asked.typed.isdisjoint(INPUT_VARIABLES.values()):
             source = open_study(str(asked.study))
-            # The checkpoint that a run goes on from is the source's own.
-            began = source.document() if plan.checkpoint is not None else plan.loaded.facts
-            of_start = {name: began.get(name) for name in ("checkpoint_path", "checkpoint_fingerprint")}
-            if changed := differences_of_inputs(source.document(), {**plan.loaded.facts, **of_start}):
+            if changed := differences_of_inputs(source.document(), plan.loaded.facts):
                 terminal.say(f"study {source.name}: {'; '.join(changed)}. This run's losses are not to be compared")
         # Built on the CPU to check that all fits together, because preflight needs the device's memory.
         begun = _begin(plan, replace(plan.loaded.spec, compile_mode="off", device="cpu"))

@@ -69,7 +69,7 @@ class PreflightRecord:
     block_size: int
     """Both of the largest configuration that was checked."""
     sharing: Sharing
-    needed_bytes: Mapping[str, int | None]
+    needed_bytes: Mapping[str, int]
     """By the name of the check that found it."""
     warnings: Sequence[Mapping[str, Any]] = ()
     """The checks that warned, each as a dict of Check's fields."""
@@ -93,13 +93,11 @@ class PreflightRecord:
         from trainable.preflight.memory import DISK, MEMORY
 
         room, device = preflight.room, preflight.loaded.spec.device
-        if room is not None and room.folder is not None:
-            needed = self.needed_bytes.get(DISK)
-            if needed is None or needed * room.count > room.free_bytes()[1]:
-                return False
+        if room and room.folder and self.needed_bytes.get(DISK, math.inf) * room.count > room.free_bytes()[1]:
+            return False
         # A GPU would be asked in a process of its own; its name is in the key.
         left = run_memory_bytes(torch.device(device), runs=preflight.sharing.runs) if device == "cpu" else math.inf
-        return (self.needed_bytes.get(MEMORY) or 0) <= left
+        return self.needed_bytes.get(MEMORY, 0) <= left
 
 
 _RECORD = TypeAdapter(PreflightRecord)

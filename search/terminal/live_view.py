@@ -249,11 +249,9 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, note: 
 def searched_settings(trials: Sequence[dict[str, Any]]) -> dict[str, Words]:
     """Return the columns of what was searched, each with its words for a row; SETTINGS where nothing was."""
     names = dict.fromkeys(name for row in trials for name in json.loads(row.get("point") or "{}"))
-    usual = {
-        heading: words for heading, (own, words) in SETTINGS.items() if not names or not names.keys().isdisjoint(own)
-    }
-    said = {name for own, _ in SETTINGS.values() for name in own}
-    return usual | {label(name): partial(_value_words, name) for name in names if name not in said}
+    usual = {one: words for one, (own, words) in SETTINGS.items() if not names or names.keys() & {*own}}
+    others = [name for name in names if not any(name in own for own, _ in SETTINGS.values())]
+    return usual | {label(name): partial(_value_words, name) for name in others}
 
 
 def _value_words(name: str, row: Mapping[str, Any]) -> str:
