@@ -212,6 +212,20 @@ def test_a_difference_that_is_the_same_on_every_seed_has_no_interval(searched: S
     assert "without bounds" not in page + markdown(facts)
 
 
+@pytest.mark.parametrize("completed", [0, 1, 2])
+def test_runs_that_did_not_complete_are_counted_the_same_everywhere(searched: Study, completed: int) -> None:
+    broken = ["unstable", "out_of_memory", "unstable"][completed:]
+    add_attempt(searched, {0: BASELINE[:3], 1: [*PROVEN[:completed], *broken]})
+    winner = winner_of(searched)
+    words = f"not proven with 3 seeds; it did not complete on {3 - completed} of 3 seeds"
+    assert evidence_words(winner).startswith(words)
+    assert winner.standing == "unproven"
+    facts = report_facts(searched)
+    assert f"attempt 1: {words}." in markdown(facts)
+    assert f"<td>{completed} of 3</td>" in report_html(facts, {})
+    assert json.loads(export_json(searched))["seeds"] == completed
+
+
 def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     add_attempt(searched, {0: BASELINE, 1: PROVEN})
     assert ids(searched) == (1, 1, 1)
