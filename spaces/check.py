@@ -1,6 +1,6 @@
 """Checks of a search space as a whole, beyond its single keys. SearchSpace puts the file's name before each message."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil, prod
@@ -57,8 +57,9 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
     # A little more than one step, for milestones are rounded to the baseline's tokens.
     needed_s = evaluations_s + 1.01 * step_s / first_frac
     if budget.device_s < needed_s:
-        sizes = " x ".join(f"{name}={getattr(slowest, name)}" for name in SIZES if getattr(slowest, name) > 1)
-        smaller = _smaller(slowest, len({shape.tokens_per_step for shape in shapes}) > 1)
+        names = [name for name in SIZES if getattr(slowest, name) > 1]
+        sizes = " x ".join(f"{name}={getattr(slowest, name)}" for name in names)
+        smaller = _smaller(map(variable_of, names), is_searched=len({shape.tokens_per_step for shape in shapes}) > 1)
         raise UserError(
             f"as measured, a step of {sizes} takes {step_s:.2g} s, the evaluations of a trial {evaluations_s:.2g} s, "
             f"and every trial is first evaluated after {first_frac:.0%} of {duration_text(budget.device_s)}. Set "
@@ -66,9 +67,8 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
         )
 
 
-def _smaller(largest: TrialConfig, is_searched: bool, *, is_own: bool = False) -> str:
-    """Return the remedy beside a larger budget; is_searched: whether trials have several sizes; is_own: see below."""
-    names = [name if is_own else variable_of(name) for name in SIZES if getattr(largest, name) > 1]
+def _smaller(names: Iterable[str], *, is_searched: bool) -> str:
+    """Return the remedy beside a larger budget; names: of the sizes, which is_searched has several of."""
     return "drop the largest sizes" if is_searched else f"lower {' or '.join(names)}"
 
 
@@ -123,10 +123,11 @@ def check_sizes(
     for point in _largest_points(parameters):
         values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
         step_tokens, budget_tokens = prod(values[name] for name in SIZES), budget.tokens
-        sizes = " x ".join(f"{name}={values[name]}" for name in SIZES if values[name] > 1)
-        plain = replace(baseline, warmup_steps=0, **{name: values[name] for name in SIZES})
+        names = [name for name in SIZES if values[name] > 1]
+        sizes = " x ".join(f"{name}={values[name]}" for name in names)
         if budget.speeds is None and step_tokens > first_evaluation_tokens:
             is_searched = any(parameter.name in SIZES for parameter in parameters)
+            smaller = _smaller(names if is_own else map(variable_of, names), is_searched=is_searched)
             # The first evaluation may be rounded up by a token.
             needed = ceil(budget_tokens * step_tokens / max(1, first_evaluation_tokens - 1))
             least = f"{'[budget] tokens = ' if is_own else 'BUDGET_TOKENS='}{_rounded_up(needed)}"
@@ -134,9 +135,10 @@ def check_sizes(
                 least = f"[scheduler] grace_tokens = {step_tokens}"
             raise UserError(
                 f"{sizes} is {step_tokens} tokens a step, and every trial is first evaluated after "
-                f"{first_evaluation_tokens}. Set {least} or more, or {_smaller(plain, is_searched, is_own=is_own)}."
+                f"{first_evaluation_tokens}. Set {least} or more, or {smaller}."
             )
         warmup = point.get("warmup_steps", warmup_steps)
+        plain = replace(baseline, warmup_steps=0, **{name: values[name] for name in SIZES})
         alike = [shape for shape in shapes if all(getattr(shape, name) == values[name] for name in SIZES)]
         slowest = min([plain, *alike], key=budget.steps)
         steps = budget.steps(slowest)
