@@ -33,7 +33,7 @@ from results.words import (
     trial_loss_words,
     value_words,
 )
-from search.terminal.console import plain, print_line
+from search.terminal.console import plain, print_line, table_widths
 from trainable.config import config_from
 from trainable.rows import ENDINGS, RANKED_PURPOSES
 
@@ -145,7 +145,11 @@ class StudyView:
         name = Text("study ") + Text(self.study.name, style="bold")
         # Before follow() nobody knows how many trials there are, and it is not Ray that is waited for.
         parts: list[RenderableType] = [name, *([head] if self.trials_planned else []), self._running_table(trials)]
-        board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
+        own, shown = ranked_trials(trials), searched_settings(trials)
+        board = leaderboard_table(own, limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
+        while len(shown) > 1 and table_widths(self.console, board).minimum > self.console.width:
+            shown.popitem()
+            board = leaderboard_table(own, limit=LEADERS_SHOWN, statuses=("completed", "stopped"), settings=shown)
         if board.row_count:
             parts.append(board)
         if self.endings:
@@ -258,19 +262,25 @@ def _value_words(name: str, row: Mapping[str, Any]) -> str:
     return value_words(row[name]) if config_from(row).reads(name) else UNKNOWN
 
 
-def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses: Sequence[str]) -> Table:
-    """Return the best trials as a table, against the baseline."""
+def leaderboard_table(
+    trials: Sequence[dict[str, Any]],
+    *,
+    limit: int,
+    statuses: Sequence[str],
+    settings: Mapping[str, Words] | None = None,
+) -> Table:
+    """Return the best trials as a table, against the baseline; settings: its columns, by default all searched."""
     baseline = baseline_trial(trials)
     base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
     table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold")
-    # Only words wrap, so that the shipped spaces' tables fit 80 columns and no digit is cut.
-    settings = searched_settings(trials)
+    # Only words wrap, so that no digit is cut.
+    settings = searched_settings(trials) if settings is None else settings
     for heading in ("trial", "val loss", "vs base", "tokens", *settings, "ended"):
         wraps = heading in ("schedule", "ended")
         justify: Literal["left", "right"] = "left" if wraps or heading == "trial" else "right"
         # A narrow column is not made wide by its name.
         name = heading if heading in ("val loss", "vs base") else heading.replace(" ", "\n")
-        table.add_column(name, justify=justify, no_wrap=not wraps)
+        table.add_column(name, justify=justify, no_wrap=not wraps, min_width=len(name.split("\n")[0]))
     shown = [row for row in leaderboard(trials) if row["status"] in statuses]
     cut = shown[:limit]
     if baseline is not None and baseline in shown and baseline not in cut:

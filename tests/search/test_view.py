@@ -1,6 +1,7 @@
 """What a person sees of planted ledgers: nothing that matters is cut, and every ending says why."""
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from rich.console import Console, RenderableType
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
-from search.terminal.console import Preparing, print_wide
+from search.terminal.console import Preparing, print_table, print_wide
 from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
 from spaces.domains import active_point
 from spaces.read.load import load_space
@@ -185,6 +186,26 @@ def test_what_a_shipped_space_searches_has_a_column(name: str, columns: list[str
     lines = drawn(console, table)
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_however_much_is_searched_no_number_is_cut(width: int, ledger: Ledger, study: Study) -> None:
+    names = ("weight_decay", "dropout", "grad_clip_norm", "use_lora", "lora_dropout", "min_lr_frac", "learning_rate")
+    rows = [
+        {**row, "use_lora": True, "lr_schedule": "linear", "weight_decay": 0.00515, "dropout": 0.15789, "point": point}
+        for row, point in zip(ledger.trials(), [json.dumps(dict.fromkeys(names, 0))] * 8, strict=True)
+    ]
+    table, console = leaderboard_table(rows, limit=1, statuses=("completed",)), Console(record=True, width=width)
+    print_table(console, table, wraps=True)
+    printed = next(line for line in console.export_text().splitlines() if line.startswith("1 "))
+    row = ["1", "10.1234", "-1.0000", "393k", "1.23e-04", "0.00515", "0.158", "1", "True", "0", "0.1", "completed"]
+    assert printed.split() == row
+    # A live screen leaves out what it has no room for.
+    console = Console(record=True, width=80, file=io.StringIO())
+    view = StudyView(study=study, ledger=ledger, trials_planned=8, console=console)
+    view._rows = lambda: rows  # type: ignore[method-assign]
+    (shown,) = [line.split() for line in drawn(console, view.render()) if line.startswith("1 ")]
+    assert shown == [*row[:8], "completed"]
 
 
 def test_the_loss_of_an_unstable_trial_cuts_no_other_column(make_view: MakeView, ledger: Ledger) -> None:
