@@ -223,7 +223,7 @@ def test_bf16_on_a_mac_that_has_none_is_told(
     is_new: bool, status: str | None, make_trial: MakeTrial, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: is_new)
-    weight = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32, requires_grad=True)
+    weight = SimpleNamespace(device=torch.device("mps"), dtype=torch.float64, requires_grad=True, numel=lambda: 1)
     on_mps: Any = SimpleNamespace(parameters=lambda: iter([weight]))
     if status is None:
         with pytest.raises(RuntimeError):  # it goes on to compute, for which there is no Mac here
@@ -231,6 +231,14 @@ def test_bf16_on_a_mac_that_has_none_is_told(
         return
     check = check_precision(make_trial(precision="bf16"), on_mps, windows)
     assert (check.status, "PRECISION=fp16 or fp32" in check.advice) == (status, True)
+
+
+@pytest.mark.parametrize(("rate", "status"), [(1e-12, "warn"), (1e-8, "pass")])
+def test_a_rate_that_moves_no_fp32_weight_is_told(
+    rate: float, status: str, make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor
+) -> None:
+    check = check_precision(make_trial(learning_rate=rate), make_model(), windows)
+    assert (check.status, "Raise LEARNING_RATE" in check.advice) == (status, status == "warn")
 
 
 def test_a_model_that_overflows_fp16_fails(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from trainable.checkpoint.exam.exam_weights import MANTISSA_BITS, unmovable_frac
+from trainable.checkpoint.exam.exam_weights import unmovable_frac
 from trainable.config import TrialConfig
 from trainable.device.device import AUTOCAST_DTYPES, autocast
 from trainable.errors import first_of
@@ -74,7 +74,7 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
             expected="macOS 14 or newer, for MPS to compute bf16",
             advice="Update macOS, or set PRECISION=fp16 or fp32.",
         )
-    stalled = unmovable_frac((weight for weight in trained if weight.dtype in MANTISSA_BITS), config.learning_rate)
+    stalled = unmovable_frac(trained, config.learning_rate)
     few = windows[:2, : AUTOCAST_TOKENS + 1].to(device)
     difference = 0.0 if config.precision == "fp32" else _autocast_difference(config, model, few)
     failed, advice = not difference <= AUTOCAST_MARGIN, ""
@@ -84,7 +84,7 @@ def check_precision(config: TrialConfig, model: PreTrainedModel, windows: torch.
         advice = "This model's loss changes too much at this precision. Set PRECISION=fp32, or bf16 instead of fp16."
     elif stalled > STALLED_WARN_FRAC:
         measured += f"; an Adam step of {config.learning_rate:.0e} is rounded away in {stalled:.0%} of the weights"
-        advice = "Training would stall. Keep the weights in fp32 (autocast does) or raise LEARNING_RATE."
+        advice = "Training would stall. Raise LEARNING_RATE, or keep the weights in fp32 (autocast does)."
     elif config.precision == "fp16" and device.type == "cpu":
         advice = "fp16 is slow on a CPU and overflows early. Set PRECISION=fp32."
     elif device.type == "cpu" and (times := times_as_slow(config.precision)) > SLOW_PRODUCTS_WARN:
