@@ -92,14 +92,14 @@ def test_a_winner_goes_on_from_its_checkpoint_in_the_store(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
-    study = make_report_study(tmp_path / "one", document={"storage": bucket})
+    study = make_report_study(tmp_path / "kept", document={"storage": bucket})
     winner = winner_of(study).trial
     assert winner is not None
-    asked = parse_options({"STUDY": "one", "RESUME_STEPS": "5"})
-    none = "^STUDY=one: no checkpoint of its winner was kept to go on from"
+    asked = parse_options({"STUDY": "kept", "RESUME_STEPS": "5"})
+    none = "^STUDY=kept: no checkpoint of its winner was kept to go on from"
     with pytest.raises(UserError, match=none):
         with_winner_of(asked)
-    files, root = files_at(below(bucket, "one", "checkpoints", f"{winner['trial_id']}"))
+    files, root = files_at(below(bucket, "kept", "checkpoints", f"{winner['trial_id']}"))
     for step in (3, 12):
         write_whole(files, f"{root}/{checkpoint_name(step)}", iter([f"{step}".encode()]))
     checkpoint = with_winner_of(asked).checkpoint_path
