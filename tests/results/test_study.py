@@ -16,6 +16,7 @@ import pytest
 from results.study.folder import (
     Study,
     check_has_baseline,
+    check_studies_dir,
     check_study_name,
     create_study,
     list_studies,
@@ -62,6 +63,15 @@ def test_studies_live_in_the_package_unless_told_otherwise(monkeypatch: pytest.M
     assert studies_dir() == tmp_path / "here" / "too"
     monkeypatch.setenv("STUDIES_DIR", "~/s")
     assert studies_dir() == Path.home() / "s"
+
+
+def test_a_studies_dir_that_is_a_link_to_nothing_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "link"))
+    with pytest.raises(UserError, match=r"link is not a folder\. Set STUDIES_DIR to a folder"):
+        check_studies_dir()
 
 
 def test_a_studies_dir_that_is_a_file_or_nobodys_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
