@@ -164,6 +164,7 @@ def test_a_run_that_goes_on_costs_what_it_costs_itself(train_one: Train, whole: 
     longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(tmp_path / "slow.pt"), RESUME_STEPS="6")
     assert "exactly as it was left" in longer["log"]
     assert 0 < longer["trial"]["active_s"] < 3_600
+    assert f", {6 * 2 * 16} tokens; study " in longer["log"]
     assert study_of(longer).metrics()[0]["active_s"] < 3_600
 
 
