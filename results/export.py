@@ -134,7 +134,12 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     with suppress(KeyError, TypeError, AttributeError):  # another version's study
         # What the study had pinned is searched no more, and what it had widened stays wide.
         studied = space_of_document(document)[0] if document["kind"] == "search" else before
-    _follow(text, before, with_overrides(studied, Settings(baseline=(before.name, best.config))))
+    settings = Settings(baseline=(before.name, best.config))
+    if budget is not None:
+        of_time = budget.device_s is not None
+        settings = replace(settings, budget_tokens=None if of_time else budget.tokens, device_s=budget.device_s)
+    # A budget that is too short for the largest shapes is refused here, with the least that works.
+    _follow(text, before, with_overrides(studied, settings))
     if own or budget is not None:
         in_file = budget or budget_of(document)
         time_s = in_file.device_s
@@ -142,7 +147,6 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     # A space has no seed: SEED sets it for every trial.
     text["baseline"] = {name: value for name, value in asdict(best.config).items() if name != "seed"}
     written = tomlkit.dumps(text)
-    # A budget that is too short for the largest shapes is refused here, with the least that works.
     space_from_toml(written, name=before.name, path="the exported space")
     inputs = f"to search it with this study's model and text: {search_command(document, 'SPACE=...')}"
     return "".join(f"# {note}\n" for note in [*_notes(best), _plain(inputs)]) + "\n" + written.lstrip("\n")

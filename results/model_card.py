@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
-from results.winner import Winner, evidence_words, is_worse, worse_words
-from results.words import config_words, count_words, evaluation_words, loss_words
+from results.winner import Winner, evidence_words, worse_words
+from results.words import config_words, evaluation_words, loss_words
 from trainable.config import HYPERPARAMETERS
+from trainable.errors import count_words
 
 Row = Mapping[str, Any]
 
@@ -63,9 +64,7 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
     start = winner.start_val_loss
     losses = {"start": start, "baseline": winner.baseline_val_loss, "this model": trial["val_loss"]}
     shown_losses = " → ".join(f"{name} {loss_words(loss)}" for name, loss in losses.items() if loss is not None)
-    worse = []
-    if start is not None and is_worse(trial["val_loss"], start):
-        worse = [f"**This training made the model {worse_words(trial['val_loss'], start)}.**"]
+    worse = worse_words("This training", trial["val_loss"], start)
     text = Path(document["data_source"]).name if document["data_source"] else "the Python language reference"
     lines = [
         "---",
@@ -77,7 +76,7 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         f"Trial {trial['trial_id']} of study {study.name}{step_words(trial)}: {config_words(trial)}.",
         "",
         f"Validation loss (nats/token): {shown_losses}.",
-        *worse,
+        *([f"**{worse}.**"] if worse else []),
         "",
         f"Proof: {evidence_words(winner)}.",
         "",

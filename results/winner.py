@@ -16,8 +16,8 @@ from results.confirmation.paired_t import CandidateVerdict
 from results.ranking import baseline_trial, final_loss, leaderboard, ranked_trials
 from results.study.folder import Study
 from results.study.planned_run import Row, has_result
-from results.words import STATUS_LABELS, amount_words, count_words, difference_words, interval_words, loss_words
-from trainable.errors import UserError
+from results.words import STATUS_LABELS, amount_words, difference_words, interval_words, loss_words
+from trainable.errors import UserError, count_words
 
 Standing = Literal[
     "nothing_started",
@@ -48,8 +48,8 @@ class Winner:
     rival: Row | None
     """The best of the search that is neither the winner nor the baseline."""
     rival_verdict: CandidateVerdict | None
-    attempt: int | None
-    """The attempt of `verdict`."""
+    attempt: Attempt | None
+    """That of `verdict`."""
     under_way: tuple[int, int] | None
     """(ended, planned) runs of an attempt that was begun and is not judged yet."""
     confirmed: frozenset[int] = frozenset()
@@ -123,11 +123,11 @@ def find_winner(
     rows = confirmed_rows(attempts, trials)
     baseline, ranked = baseline_trial(trials), ranked_trials(trials)
     board = [row for row in leaderboard(ranked) if final_loss(row) is not None]
-    judged = [(one.number, verdict) for one in attempts for verdict in one.verdicts]
-    proving = [(number, verdict) for number, verdict in judged if verdict.outcome == "better"]
+    judged = [(one, verdict) for one in attempts for verdict in one.verdicts]
+    proving = [(one, verdict) for one, verdict in judged if verdict.outcome == "better"]
     worse = trials_found("worse", attempts)
-    proofs = {verdict.trial_id: (number, verdict) for number, verdict in proving if verdict.trial_id not in worse}
-    verdicts = {verdict.trial_id: (number, verdict) for number, verdict in judged} | proofs
+    proofs = {verdict.trial_id: (one, verdict) for one, verdict in proving if verdict.trial_id not in worse}
+    verdicts = {verdict.trial_id: (one, verdict) for one, verdict in judged} | proofs
     proven = min(proofs, key=lambda trial_id: (*_strength(proofs[trial_id][1]), trial_id), default=None)
     trial = next((row for row in board if row["trial_id"] not in worse), None) if proven is None else rows[proven]
     attempt, verdict = verdicts.get(trial["trial_id"], (None, None)) if trial else (None, None)
@@ -175,9 +175,15 @@ def is_worse(loss: float | None, start_val_loss: float | None) -> bool:
     return loss is not None and start_val_loss is not None and loss >= start_val_loss
 
 
-def worse_words(loss: float, start_val_loss: float) -> str:
-    """Return what a training that is_worse() made of the model."""
-    return "worse" if loss > start_val_loss else "no better"
+def worse_words(who: str, loss: float | None, start_val_loss: float | None) -> str | None:
+    """Return the sentence about a training that is_worse(), without its full stop; None for any other."""
+    if loss is None or start_val_loss is None or not is_worse(loss, start_val_loss):
+        return None
+    what, by = "worse" if loss > start_val_loss else "no better", difference_words(loss - start_val_loss)
+    return (
+        f"{who} makes the model {what}: it starts at {loss_words(start_val_loss)} and ends at {loss_words(loss)}, "
+        f"{by} nats/token"
+    )
 
 
 def headline(winner: Winner) -> str:
@@ -227,13 +233,7 @@ def way_words(winner: Winner) -> str | None:
 
 def warning_words(winner: Winner) -> str | None:
     """Return the warning about a winner whose loss is not below the start's, None where it is."""
-    loss, start = final_loss(winner.trial), winner.start_val_loss
-    if not winner.worse_than_start or loss is None or start is None:
-        return None
-    return (
-        f"this training makes the model {worse_words(loss, start)}: it starts at {loss_words(start)} and "
-        f"{winner.name} ends at {loss_words(loss)}, {difference_words(loss - start)} nats/token"
-    )
+    return worse_words(winner.name, final_loss(winner.trial), winner.start_val_loss) if winner.trial else None
 
 
 def evidence_words(winner: Winner) -> str:
@@ -291,7 +291,7 @@ def to_json(winner: Winner) -> Row:
         "val_loss_difference": winner.search_difference,
         "confirmed": is_proven,
         "seeds": 1 if verdict is None else verdict.seeds,
-        "attempt": winner.attempt,
+        "attempt": winner.attempt and winner.attempt.number,
         **{name: None if verdict is None else getattr(verdict, name) for name in fields},
         "headline": headline(winner),
         "evidence": evidence_words(winner),

@@ -8,6 +8,7 @@ from typing import Any
 
 from spaces.budget import Budget, duration_text
 from trainable.config import DOCUMENTED, HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
+from trainable.errors import count_words
 from trainable.rows import ENDINGS
 
 UNKNOWN = "–"
@@ -209,11 +210,6 @@ def percent_words(share: float | None) -> str:
     return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
 
 
-def count_words(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a count and its noun."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
 def early_end_words(document: Mapping[str, Any]) -> str | None:
     """Return why a study's search ended early, None where it did not."""
     end = document.get("early_end")
@@ -235,11 +231,6 @@ def batch_words(row: Mapping[str, Any]) -> str:
     return f"{row['batch_size']}" + (f"x{row['grad_accum_steps']}" if row["grad_accum_steps"] > 1 else "")
 
 
-def shape_words(row: Mapping[str, Any]) -> str:
-    """Return batch x block, such as 32 x 128, or 8x4 x 256 with 4 micro-batches a step."""
-    return f"{batch_words(row)} x {row['block_size']}"
-
-
 def schedule_words(row: Mapping[str, Any]) -> str:
     """Return the schedule's name and its warm-up steps, if any."""
     return f"{row['lr_schedule']} {_warmup_steps(row) or ''}".rstrip()
@@ -257,5 +248,5 @@ def config_words(row: Mapping[str, Any]) -> str:
     lora = f", LoRA rank {row['lora_rank']}, alpha {row['lora_alpha']}{targets}" if row["use_lora"] else ""
     point = json.loads(row.get("point") or "{}")
     others = [f", {label(name)} {value_words(value)}" for name, value in point.items() if name not in _ALWAYS_SAID]
-    shape = shape_words(row).replace(" x ", " x block ")
-    return f"batch {shape}, LR {row['learning_rate']:.2e}, {schedule}{lora}{''.join(others)}"
+    shape, rate = f"batch {batch_words(row)} x block {row['block_size']}", f"LR {row['learning_rate']:.2e}"
+    return f"{shape}, {rate}, {schedule}{lora}{''.join(others)}"

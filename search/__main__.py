@@ -127,7 +127,7 @@ def _run(words: Sequence[str]) -> int:
             return _refused(f"{where}: permission denied. Give the user {os.geteuid()} the right to it.", terminal)
         if not is_storage_error(error):
             raise
-        return _refused(f"{storage_error_words(error)}. Then run the command again.", terminal)
+        return _refused(storage_error_words(error), terminal)
 
 
 def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:

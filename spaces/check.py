@@ -1,6 +1,6 @@
 """Checks of a search space as a whole, beyond its single keys. SearchSpace puts the file's name before each message."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil, prod
@@ -9,7 +9,7 @@ from typing import Any
 from spaces.budget import MAX_DEVICE_S, MAX_TOKENS, Budget, duration_text
 from spaces.domains import Choice, SearchParameter, has_one_point, points
 from spaces.protocol import Evaluation, Scheduler, Searcher
-from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig
+from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig, variable_of
 from trainable.errors import UserError, check_bounds
 
 MAX_TRIALS = 100_000
@@ -57,12 +57,19 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
     # A little more than one step, for milestones are rounded to the baseline's tokens.
     needed_s = evaluations_s + 1.01 * step_s / first_frac
     if budget.device_s < needed_s:
-        sizes = " x ".join(f"{name}={getattr(slowest, name)}" for name in SIZES if getattr(slowest, name) > 1)
+        names = [name for name in SIZES if getattr(slowest, name) > 1]
+        sizes = " x ".join(f"{name}={getattr(slowest, name)}" for name in names)
+        smaller = _smaller(map(variable_of, names), is_searched=len({shape.tokens_per_step for shape in shapes}) > 1)
         raise UserError(
             f"as measured, a step of {sizes} takes {step_s:.2g} s, the evaluations of a trial {evaluations_s:.2g} s, "
             f"and every trial is first evaluated after {first_frac:.0%} of {duration_text(budget.device_s)}. Set "
-            f"BUDGET_TIME={_rounded_up_time(needed_s)} or more, or drop the largest sizes."
+            f"BUDGET_TIME={_rounded_up_time(needed_s)} or more, or {smaller}."
         )
+
+
+def _smaller(names: Iterable[str], *, is_searched: bool) -> str:
+    """Return the remedy beside a larger budget; names: of the sizes, which is_searched has several of."""
+    return "drop the largest sizes" if is_searched else f"lower {' or '.join(names)}"
 
 
 def _rounded_up_time(seconds: float) -> str:
@@ -103,27 +110,32 @@ def check_sizes(
     shapes: Sequence[TrialConfig],
     first_evaluation_tokens: int,
     is_grace_fixed: bool,
+    is_own: bool,
     warmup_steps: int,
 ) -> None:
     """Raise UserError when a step does not fit before the first evaluation, or a warm-up into the run.
 
     shapes: all that a trial can have, where the budget is time: one that is slower has fewer steps.
     is_grace_fixed: the first evaluation is at the scheduler's grace_tokens, which do not follow the budget.
+    is_own: the file is wrong by itself and has to be edited: variables change one that is right.
     warmup_steps: of a trial whose warm-up is not searched.
     """
     for point in _largest_points(parameters):
         values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
         step_tokens, budget_tokens = prod(values[name] for name in SIZES), budget.tokens
-        sizes = " x ".join(f"{name}={values[name]}" for name in SIZES if values[name] > 1)
+        names = [name for name in SIZES if values[name] > 1]
+        sizes = " x ".join(f"{name}={values[name]}" for name in names)
         if budget.speeds is None and step_tokens > first_evaluation_tokens:
+            is_searched = any(parameter.name in SIZES for parameter in parameters)
+            smaller = _smaller(names if is_own else map(variable_of, names), is_searched=is_searched)
             # The first evaluation may be rounded up by a token.
             needed = ceil(budget_tokens * step_tokens / max(1, first_evaluation_tokens - 1))
-            least = f"BUDGET_TOKENS={_rounded_up(needed)}"
+            least = f"{'[budget] tokens = ' if is_own else 'BUDGET_TOKENS='}{_rounded_up(needed)}"
             if is_grace_fixed:
                 least = f"[scheduler] grace_tokens = {step_tokens}"
             raise UserError(
                 f"{sizes} is {step_tokens} tokens a step, and every trial is first evaluated after "
-                f"{first_evaluation_tokens}. Set {least} or more, or drop the largest sizes."
+                f"{first_evaluation_tokens}. Set {least} or more, or {smaller}."
             )
         warmup = point.get("warmup_steps", warmup_steps)
         plain = replace(baseline, warmup_steps=0, **{name: values[name] for name in SIZES})

@@ -42,7 +42,7 @@ class SearchSpace:
     baseline_warmup_frac: float | None = None
     """The baseline's warm-up share before rounding to steps; None takes it from warmup_steps."""
     toml: str = field(default="", compare=False, repr=False)
-    """The file's text, which a study keeps: the file itself may be moved or deleted."""
+    """The file's text, which a study keeps: the file may be moved or deleted. Noted once the file is found sound."""
     user_settings: Mapping[str, Any] = field(default_factory=dict)
     """What the user's variables have changed, by variable name."""
 
@@ -67,6 +67,7 @@ class SearchSpace:
                 budget=self.budget,
                 shapes=self.shapes() if self.budget.speeds is not None else (),
                 first_evaluation_tokens=(first_tokens := self.evaluation_tokens()[0]),
+                is_own=not (self.toml or self.user_settings),
                 is_grace_fixed=self.scheduler.grace_frac is None and first_tokens in self.rung_tokens(),
                 warmup_steps=self.user_settings.get("WARMUP_STEPS", 0),
             )

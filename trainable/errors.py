@@ -1,4 +1,4 @@
-"""The two exceptions that are told in a line: a mistake in what was asked, and a machine that cannot do it."""
+"""The two exceptions that are told in a line, of what was asked and of the machine; and words that such lines share."""
 
 import difflib
 import re
@@ -66,6 +66,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near[0]}'?"
     return f" Known: {', '.join(names)}." if 0 < len(names) <= MOST_LISTED else ""
+
+
+def count_words(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count and its noun."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def first_of(words: Sequence[str], most: int = 3) -> str:

@@ -51,7 +51,7 @@ def whole_path(text: str) -> Path:
 
 def cannot_make(path: Path) -> tuple[Path, str] | None:
     """Return (where, why) nothing can be made at `path`, as far as can be seen without writing; None if it can."""
-    there = next(one for one in (path, *path.parents) if one.exists())
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return None
     return there, "cannot be written to" if there.is_dir() else "is not a folder"

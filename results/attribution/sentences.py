@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from results.attribution.attribution_values import Attribution, Estimate, ShortestPath
 from results.attribution.design import Setting, combination_text
-from results.words import amount_words, count_words, difference_words, loss_words, percent_words
+from results.words import amount_words, difference_words, loss_words, percent_words
+from trainable.errors import count_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

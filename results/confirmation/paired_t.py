@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from results.words import count_words
+from trainable.errors import count_words
 
 Outcome = Literal["better", "worse", "not proven"]
 
@@ -186,7 +186,7 @@ def _seeds_needed(mean: float, scatter: float, alpha: float) -> int | None:
 def _words(verdict: CandidateVerdict, *, runs: int) -> str:
     text = {"better": "better than the baseline", "worse": "worse than the baseline"}.get(verdict.outcome)
     if text is None:
-        text = f"not proven with {count_words(verdict.seeds, 'seed')}"
+        text = f"not proven with {count_words(runs, 'seed')}"
         mean = verdict.mean_difference
         side = " to prove it worse" if mean is not None and mean > 0.0 else ""
         if verdict.seeds_needed is not None:

@@ -15,17 +15,8 @@ from results.ranking import baseline_trial, ending_counts, final_loss, leaderboa
 from results.study.folder import Study
 from results.study.planned_run import Row
 from results.winner import is_worse, start_val_loss, winner_of, worse_words
-from results.words import (
-    STATUS_LABELS,
-    count_words,
-    difference_words,
-    list_words,
-    loss_words,
-    percent_words,
-    range_words,
-    value_words,
-)
-from trainable.errors import UserError
+from results.words import STATUS_LABELS, list_words, percent_words, range_words, value_words
+from trainable.errors import UserError, count_words
 from trainable.model.model_names import PRESETS
 
 UNSTABLE_FRAC = 0.15
@@ -62,7 +53,7 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
     """Judge a completed trial by its loss alone, where no rule has found what is wrong with its course."""
     document = study.document()
     start, end = start_val_loss(document), final_loss(trial)
-    if trial is None or start is None or end is None or not is_worse(end, start):
+    if trial is None or (worse := worse_words(f"trial {trial['trial_id']}", end, start)) is None:
         return []
     passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
     longer = "then more steps, for the first ones cost a trained model something"
@@ -73,9 +64,7 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
         Diagnosis(
             kind="divergence",
             confidence=0.7,
-            summary=f"trial {trial['trial_id']} makes the model {worse_words(end, start)}: it starts at "
-            f"{loss_words(start)} and ends at {loss_words(end)} on held-out text, "
-            f"{difference_words(end - start)} nats/token",
+            summary=f"{worse} on held-out text",
             evidence=f"{count_words(trial['optimizer_steps'], 'step')}, "
             f"learning rate {trial['learning_rate']:.2e}; {read}",
             next_step="try a third of the learning rate or less, with a warm-up; "

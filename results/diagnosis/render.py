@@ -9,7 +9,7 @@ from results.diagnosis.findings import Diagnosis, capitalized, confidence_word
 from results.diagnosis.rules.time import missing_rows
 from results.diagnosis.run_view import Context, view
 from results.diagnosis.trace import Column, RunTrace
-from results.words import count_words
+from trainable.errors import count_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -19,6 +19,7 @@ from results.report.figures.traces import trial_traces
 from results.study.atomic import write_atomic
 from results.study.folder import Study
 from results.words import STATUS_LABELS, printable, token_words, trial_loss_words, value_words
+from trainable.errors import count_words
 
 FOLDER = Path(__file__).parent
 
@@ -140,7 +141,7 @@ def fenced(text: str) -> str:
 
 
 _FILTERS = {
-    "count": words.count_words,
+    "count": count_words,
     # A typographic minus is as wide as a plus, so that a column of differences lines up.
     "difference": lambda difference: words.difference_words(difference).replace("-", "−"),
     "duration": words.duration_words,

@@ -43,15 +43,16 @@ def is_storage_error(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ESTALE)
 
 
-def storage_error_words(error: OSError, path: Path | None = None) -> str:
+def storage_error_words(error: OSError, path: Path | None = None, *, again: str | None = None) -> str:
     """Return a line with the file, why it could not be written, and the remedy.
 
-    path: named where the error itself names no file.
+    path: named where the error itself names no file. again: the command that goes on; None for the one that was typed.
     """
     named = error.filename if isinstance(error.filename, str | bytes) else None
     where = Path(os.fsdecode(named)) if named else path
     why = _STORAGE_WORDS.get(error.errno or 0) or f"{reason(error)}. Make it writable"
-    return f"{f'{shown(where)}: ' if where else ''}{why}; what was measured so far is kept"
+    then = "run the command again." if again is None else f"go on with: {again}"
+    return f"{f'{shown(where)}: ' if where else ''}{why}; what was measured so far is kept. Then {then}"
 
 
 Value = TypeVar("Value")

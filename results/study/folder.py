@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,9 @@ from trainable.regular_files import cannot_make, read_regular, sync_folder
 
 SCHEMA_VERSION = 3
 """Of study.json; other versions are refused."""
+
+STUDIES_DIR = Path(__file__).resolve().parents[1] / "studies"
+"""Where studies are kept, unless the variable of that name names another folder."""
 
 LATEST = "latest"
 """In place of a name: the study that search or baseline made last."""
@@ -133,7 +136,7 @@ def studies_dir() -> Path:
     """
     text = os.environ.get("STUDIES_DIR", "")
     if not text:
-        return Path(__file__).resolve().parents[1] / "studies"
+        return STUDIES_DIR
     path = expanded(text, "STUDIES_DIR")
     if (why := path_error(path)) is not None:
         raise UserError(f"STUDIES_DIR={text!r} cannot be used: {why}. Set it to a folder.")
@@ -295,6 +298,12 @@ def _age(study: Study) -> tuple[datetime, bool]:
     created_at = datetime.fromisoformat(document["created_at"])
     # A copy is as old as its original, which comes before it: "latest" must not mean somebody's backup.
     return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC), document["name"] == study.name
+
+
+def time_to_make() -> datetime:
+    """Return when a study that is made now is made: after all others, though the clock was set back, for LATEST."""
+    newest = (_age(study)[0] + timedelta(microseconds=1) for study in list_studies()[:1])
+    return max([datetime.now(UTC), *newest])
 
 
 def find_study(name: str) -> Study | None:

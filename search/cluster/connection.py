@@ -11,10 +11,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from results.words import count_words
 from search import ROOT
 from search.cluster.study_storage import probed, read_probe
-from trainable.errors import UserError, full_reason
+from trainable.errors import UserError, count_words, full_reason
 
 if TYPE_CHECKING:
     from trainable.device.device import DeviceInfo

@@ -210,6 +210,26 @@ def _tokens_of(study: Study) -> int:
     return sum(row["tokens_seen"] for row in study.trials())
 
 
+def fetch_checkpoint(study: Study, storage: str, trial_id: int) -> Path | None:
+    """Copy a trial's newest checkpoint from the storage into the study and return it, None where there is none.
+
+    Raises UserError.
+    """
+    from pyarrow import fs
+
+    files, root = files_at(below(checkpoint_root(study, storage), f"{trial_id}"))
+    try:
+        found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        name = max((one.base_name for one in found if one.base_name.startswith("step_")), default=None)
+        if name is None:
+            return None
+        path = study.checkpoint_dir(trial_id) / str(name)
+        write_whole(*files_at(str(path)), blocks_of(files, f"{root}/{name}"))
+    except OSError as error:
+        raise UserError(f"STORAGE={storage}: no checkpoint can be fetched: {full_reason(error)}.") from None
+    return path
+
+
 def fetch_tables(name: str, storage: str) -> None:
     """Fetch a study's tables from the storage over the local ones. Raises UserError."""
     from pyarrow import fs

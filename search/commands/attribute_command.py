@@ -12,7 +12,7 @@ from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import runs_left
-from results.words import budget_words, count_words
+from results.words import budget_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.options import Options
 from search.setup.finish import finish_study
@@ -26,7 +26,7 @@ from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
-from trainable.errors import UserError
+from trainable.errors import UserError, count_words
 
 DEFAULT_BUDGET_TOKENS = 200_000
 DEFAULT_SEEDS = 3

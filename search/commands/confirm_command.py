@@ -27,7 +27,6 @@ from results.words import (
     UNKNOWN,
     budget_words,
     config_words,
-    count_words,
     difference_words,
     interval_words,
     list_words,
@@ -42,7 +41,7 @@ from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import ending_document, with_remedy
 from spaces.budget import budget_of
-from trainable.errors import UserError
+from trainable.errors import UserError, count_words
 
 DEFAULT_SEEDS = 5
 

@@ -7,7 +7,7 @@ from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
-from results.words import budget_words, config_words, count_words, evaluation_words, token_words
+from results.words import budget_words, config_words, evaluation_words, token_words
 from search.commands.confirm_command import confirm_study
 from search.options import Options
 from search.setup.finish import finish_study
@@ -18,7 +18,7 @@ from search.terminal.console import Preparing, Terminal
 from search.terminal.signals import INTERRUPTED
 from search.terminal.summary import say_summary
 from spaces.overrides import Settings
-from trainable.errors import NothingToDoError
+from trainable.errors import NothingToDoError, count_words
 from trainable.rows import ENDINGS
 
 

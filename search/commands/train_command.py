@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
-from results.study.atomic import write_document
+from results.study.atomic import is_storage_error, storage_error_words, write_document
 from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study, create_study, find_study, open_study, studies_dir
 from results.study.ledger import Ledger
@@ -17,7 +17,7 @@ from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.winner import start_val_loss
-from results.words import config_words, count_words, list_words, loss_words, token_words, trial_loss_words
+from results.words import config_words, list_words, loss_words, token_words, trial_loss_words
 from search.options import Options
 from search.setup.finish import SavedModel, sample_study, save_run_model
 from search.setup.preflight_run import Preflight, check_preflight
@@ -33,11 +33,11 @@ from search.setup.train_plan import (
     with_winner_of,
 )
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import ending_document
+from search.terminal.next_steps import ending_document, going_on
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
 from trainable.config import variable_of
-from trainable.errors import UserError
+from trainable.errors import UserError, count_words
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
 from trainable.stability import Finding
 
@@ -60,7 +60,8 @@ def train_command(options: Options, terminal: Terminal) -> int:
         terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
-        if options is not asked and asked.typed.isdisjoint(INPUT_VARIABLES.values()):
+        # What a checkpoint that goes on was trained on is told with it.
+        if options is not asked and plan.checkpoint is None and asked.typed.isdisjoint(INPUT_VARIABLES.values()):
             source = open_study(str(asked.study))
             if changed := differences_of_inputs(source.document(), plan.loaded.facts):
                 terminal.say(f"study {source.name}: {'; '.join(changed)}. This run's losses are not to be compared")
@@ -82,6 +83,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     with _memory_told(plan):
         state = _begin(plan, plan.loaded.spec)
     study = create_study(plan.name, train_document(plan), is_chosen=options.study is not None)
+    before = state.tokens_seen
     terminal.say(*_header(plan, state))
     checkpoints = RunCheckpoints(
         folder=study.checkpoint_dir(0),
@@ -90,7 +92,12 @@ def train_command(options: Options, terminal: Terminal) -> int:
         corpus_fingerprint=plan.loaded.spec.corpus.fingerprint,
     )
     with hold(study), Interrupts() as interrupts:
-        status = _train(plan, state, study, checkpoints, terminal, interrupts)
+        try:
+            status = _train(plan, state, study, checkpoints, terminal, interrupts)
+        except OSError as error:
+            if not is_storage_error(error):
+                raise
+            raise UserError(storage_error_words(error, study.path, again=going_on(study))) from None
     last = state.model, state.adapter_base
     del state  # the optimizer's moments, twice the model
     saved = _save_model(plan, last, checkpoints, study, status, terminal)
@@ -104,7 +111,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         loss = f"{loss_words(row['val_loss'])} when last evaluated"
     start = f"start {loss_words(start_val_loss(study.document()))}"
     terminal.say(
-        f"{status}: {start} → {loss}, {token_words(row['tokens_seen'])} tokens; study {shown(study.path)}",
+        f"{status}: {start} → {loss}, {token_words(row['tokens_seen'] - before)} tokens; study {shown(study.path)}",
         checkpoints.words,
         *sample_lines(study),
     )
@@ -134,7 +141,9 @@ def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":
         torch.set_num_threads(plan.options.threads)
     prepare_memory(torch.device(spec.device))
     if plan.checkpoint is not None:
-        return resume_run(spec, plan.config, plan.checkpoint)
+        state = resume_run(spec, plan.config, plan.checkpoint)
+        state.active_s = 0.0  # those of the run before are in its own study
+        return state
     return start_run(spec, plan.config)
 
 

@@ -70,7 +70,7 @@ def finish_study(
                     if not is_storage_error(error):
                         raise
                     # What was found is still printed, and what ended the samples still raised.
-                    terminal.warn(f"error: {storage_error_words(error)}. Then: make report STUDY={study.name}")
+                    terminal.warn(f"error: {storage_error_words(error, again=f'make report STUDY={study.name}')}")
                     code = 2
     return code
 

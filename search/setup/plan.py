@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.util import find_spec
@@ -65,6 +65,8 @@ class Plan:
     """Results of another study, for the searcher."""
     notes: Sequence[str] = ()
     """Lines for the user on how the variables were read."""
+    measured: "Callable[[Preparing], Plan] | None" = None
+    """Returns the plan with the speeds that a new study's budget of time needs, which preflight does not."""
 
     @property
     def options(self) -> Options:
@@ -120,9 +122,9 @@ def plan_study(
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError.
 
-    speeds: measured already, by another study; a budget of time has the others measured.
+    speeds: measured already, by another study; a budget of time has the others measured: see Plan.measured.
     """
-    space = draft = space_of_kind(file, settings, kind)
+    draft = space_of_kind(file, settings, kind)
     if draft.budget.device_s is not None and options.address is not None:
         raise UserError("BUDGET_TIME measures this machine's speed. On a cluster set BUDGET_TOKENS.")
     check_lora(settings.pins, uses_lora=bool(draft.baseline.use_lora or draft.domain("use_lora")))
@@ -137,28 +139,30 @@ def plan_study(
     progress("checking that model, text and settings fit together", 0.0)
     check_fit(loaded, configs or [draft.baseline, largest_config(draft), *_with_lora(draft)])
     slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
-    if (device_s := draft.budget.device_s) is not None:
-        shapes = [*draft.shapes(), *map(shape_of, configs)]
-        measured = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
-        space = space_of_kind(file, settings, kind, measured)
+
+    def of_space(space: SearchSpace) -> Plan:
         configs = baseline_configs(space, settings) if kind == "baseline" else []
-    learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
-    return planned(
-        study,
-        asked_of(kind, space, settings, trials_planned=len(configs) or space.trials),
-        loaded,
-        progress,
-        slots=slots,
-        space=space,
-        configs=configs,
-        warm_start=learned,
-        notes=[
-            *notes,
-            *widening_words(file, draft),
-            *unread_words(draft),
-            *([learned.words(space.trials)] if learned else []),
-        ],
-    )
+        learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
+        told = [*widening_words(file, draft), *unread_words(draft), *([learned.words(space)] if learned else [])]
+        return planned(
+            study,
+            asked_of(kind, space, settings, trials_planned=len(configs) or space.trials),
+            loaded,
+            progress,
+            slots=slots,
+            space=space,
+            configs=configs,
+            warm_start=learned,
+            notes=[*notes, *told],
+        )
+
+    def measured(progress: Preparing) -> Plan:
+        device_s, shapes = draft.budget.device_s, [*draft.shapes(), *map(shape_of, configs)]
+        assert device_s is not None
+        found = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
+        return of_space(space_of_kind(file, settings, kind, found))
+
+    return replace(of_space(draft), measured=measured if draft.budget.device_s is not None else None)
 
 
 def load_for(document: Mapping[str, Any], options: Options, progress: Preparing, *, joins: bool = True) -> Loaded:

@@ -5,6 +5,7 @@ One that passed is kept in the cache: the same model, text and settings are not 
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 WITHOUT_EFFECT = frozenset(
     {
         *("learning_rate", "lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac", "training_steps"),
-        *("batch_size", "block_size", "grad_accum_steps", "grad_clip_norm", "weight_decay", "dropout", "seed"),
+        *("batch_size", "block_size", "grad_accum_steps", "grad_clip_norm", "weight_decay", "seed"),
     }
 )
-"""Hyperparameters that preflight replaces by its own; the largest batch and block are compared by size instead."""
+"""Hyperparameters that preflight replaces by its own; the rate, the largest batch and block are compared instead."""
 STYLES = {"pass": "green", "fail": "bold red", "warn": "yellow", "skipped": "dim"}
 PREFLIGHT_FAILED = 1
 
@@ -62,21 +63,41 @@ class PreflightRecord:
     """A preflight that passed."""
 
     passed_at: datetime
+    learning_rate: float
+    """A smaller one may be rounded away."""
     batch_size: int
     block_size: int
     """Both of the largest configuration that was checked."""
     sharing: Sharing
-    warnings: Sequence[Mapping[str, str]] = ()
+    needed_bytes: Mapping[str, int]
+    """By the name of the check that found it."""
+    warnings: Sequence[Mapping[str, Any]] = ()
     """The checks that warned, each as a dict of Check's fields."""
 
-    def covers(self, largest: TrialConfig, sharing: Sharing) -> bool:
-        """Return whether a run of this size was checked already."""
+    def covers(self, preflight: "Preflight") -> bool:
+        """Return whether runs of this size were checked already, and what they need is still there."""
+        largest, sharing = preflight.largest, preflight.sharing
         return (
-            largest.block_size <= self.block_size
+            preflight.config.learning_rate >= self.learning_rate
+            and largest.block_size <= self.block_size
             and largest.batch_size * largest.block_size <= self.batch_size * self.block_size
             and sharing.runs <= self.sharing.runs
             and sharing.memory_frac >= self.sharing.memory_frac
+            and self._has_room(preflight)
         )
+
+    def _has_room(self, preflight: "Preflight") -> bool:
+        import torch
+
+        from trainable.device.device_memory import run_memory_bytes
+        from trainable.preflight.memory import DISK, MEMORY
+
+        room, device = preflight.room, preflight.loaded.spec.device
+        if room and room.folder and self.needed_bytes.get(DISK, math.inf) * room.count > room.free_bytes()[1]:
+            return False
+        # A GPU would be asked in a process of its own; its name is in the key.
+        left = run_memory_bytes(torch.device(device), runs=preflight.sharing.runs) if device == "cpu" else math.inf
+        return self.needed_bytes.get(MEMORY, 0) <= left
 
 
 _RECORD = TypeAdapter(PreflightRecord)
@@ -92,7 +113,7 @@ def record_path(loaded: Loaded, config: TrialConfig) -> Path:
         "settings": {
             spec.name: getattr(config, spec.name) for spec in fields(config) if spec.name not in WITHOUT_EFFECT
         },
-        "device": [loaded.spec.device, loaded.device_info.name],
+        "device": [loaded.spec.device, loaded.device_info.name, loaded.spec.gradient_checkpointing],
         "program": [_program(), version("torch"), version("transformers")],
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
@@ -162,9 +183,14 @@ def check_preflight(preflight: Preflight, options: Options, terminal: Terminal) 
         terminal.say("preflight: not run (SKIP_PREFLIGHT)")
         return
     record = read_record(record_path(preflight.loaded, preflight.config))
-    if record is not None and record.covers(preflight.largest, preflight.sharing):
+    if record is not None and record.covers(preflight):
+        from trainable.preflight.configuration import check_schedule
+
         terminal.say(f"preflight: passed before ({local_time_words(record.passed_at)}), not run again")
-        for warning in record.warnings:
+        # Of this run's own numbers, which the record is not of.
+        own = check_schedule(preflight.config)
+        others = [warning for warning in record.warnings if warning["name"] != own.name]
+        for warning in ([asdict(own)] if own.status == "warn" else []) + others:
             _say_check(warning, terminal)
         return
     checks = run_checks(preflight, terminal, every=False)
@@ -194,9 +220,11 @@ def run_checks(preflight: Preflight, terminal: Terminal, *, every: bool) -> "lis
     if not counts["fail"]:
         record = PreflightRecord(
             passed_at=datetime.now(),
+            learning_rate=preflight.config.learning_rate,
             batch_size=preflight.largest.batch_size,
             block_size=preflight.largest.block_size,
             sharing=preflight.sharing,
+            needed_bytes={check.name: check.needed_bytes for check in checks if check.needed_bytes},
             warnings=[asdict(check) for check in checks if check.status == "warn"],
         )
         write_record(record_path(preflight.loaded, preflight.config), record)
@@ -238,7 +266,7 @@ def _preflight(spec: "RunSpec", config: TrialConfig, sharing: Sharing, **request
     yield from run_preflight(spec, config, available_bytes=available_bytes, **request)
 
 
-def _say_check(check: Mapping[str, str], terminal: Terminal) -> None:
+def _say_check(check: Mapping[str, Any], terminal: Terminal) -> None:
     status = check["status"]
     line = Text(f"  {status:<8}", style=STYLES[status]) + Text(f"{check['name']}: {check['measured']}", style="")
     print_line(terminal.console, line)

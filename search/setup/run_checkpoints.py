@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from results.model_card import Row, best_evaluation
 from results.study.paths import shown
 from results.winner import is_worse, worse_words
-from results.words import difference_words
 from trainable.checkpoint.checkpoint_path import checkpoint_name
 
 if TYPE_CHECKING:
@@ -71,11 +70,10 @@ class RunCheckpoints:
     def warning(self) -> str | None:
         """A line for a run that ended no lower than it started; None for any other."""
         best = best_evaluation(self.evaluations)
-        if best is None or not is_worse(self.evaluations[-1]["val_loss"], self.evaluations[0]["val_loss"]):
+        start, end = (self.evaluations[place]["val_loss"] for place in (0, -1)) if best else (None, None)
+        worse = worse_words("the run", end, start)
+        if best is None or worse is None:
             return None
-        start, end = (self.evaluations[place]["val_loss"] for place in (0, -1))
-        how = f"it started at {start:.4f} and ended at {end:.4f}, {difference_words(end - start)} nats/token"
-        worse = f"this training made the model {worse_words(end, start)}: {how}"
         if is_worse(best["val_loss"], start):
             return f"{worse}, and no evaluation was below the start"
         return f"{worse}; at step {best['optimizer_steps']} it was better, {best['val_loss']:.4f}"

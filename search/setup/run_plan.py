@@ -1,7 +1,7 @@
 """Runs a plan: holds its study, shows progress, hears signals. All trials and confirmations run through here."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,18 +13,18 @@ from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
-from results.words import count_words, duration_words, loss_words, token_words
+from results.words import duration_words, loss_words, token_words
 from search.cluster.storage_hold import claim_name, release_name
 from search.setup.plan import Plan
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.study_record import start_losses
-from search.terminal.console import Terminal
+from search.terminal.console import Preparing, Terminal
 from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
 from search.tune.history import WARM_START_JSON, History, known_trials
-from trainable.errors import MachineError
+from trainable.errors import MachineError, count_words
 from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
@@ -57,9 +57,15 @@ def held(plan: Plan) -> Iterator[Plan]:
 
 @contextmanager
 def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
-    """Hold the plan's study while inside, after its preflight, during which Ray starts; see check_preflight()."""
-    with ray_ahead(plan):
+    """Hold the plan's study while inside, after its preflight, during which Ray starts; see check_preflight().
+
+    Speeds are measured once it has passed, and before Ray's start, which would slow them.
+    """
+    with ray_ahead(plan) if plan.measured is None else nullcontext():
         check_preflight(preflight_of(plan), plan.options, terminal)
+        if plan.measured is not None:
+            with Preparing(terminal.console) as progress:
+                plan = plan.measured(progress)
         with held(plan) as plan:
             yield plan
 

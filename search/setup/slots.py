@@ -9,7 +9,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from results.words import count_words, duration_words
+from results.words import duration_words
 from search.cluster.connection import Node
 from search.options import Options
 from search.setup.inputs import Loaded
@@ -18,7 +18,7 @@ from search.terminal.signals import ending_in_order
 from search.tune.resources import Slots, slots_on
 from spaces.budget import Speeds
 from trainable.config import TrialConfig
-from trainable.errors import UserError
+from trainable.errors import UserError, count_words
 
 if TYPE_CHECKING:
     from trainable.device.device import DeviceInfo

@@ -5,13 +5,12 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from results.study.document_model import HOW_TRIALS_TRAIN
-from results.study.folder import SCHEMA_VERSION
+from results.study.folder import SCHEMA_VERSION, time_to_make
 from search.setup.inputs import Loaded
 from spaces.overrides import Settings
 from spaces.space import SearchSpace
@@ -59,7 +58,7 @@ def study_document(name: str, asked: Mapping[str, Any], *, loaded: Loaded, slots
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
-        "created_at": datetime.now(UTC).isoformat(),
+        "created_at": time_to_make().isoformat(),
         "rung_tokens": [],
         **asked,
         **loaded.facts,

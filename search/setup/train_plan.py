@@ -9,6 +9,7 @@ from results.export import winner_env
 from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
+from search.cluster.study_storage import fetch_checkpoint, open_or_fetch_study
 from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup, with_newest_schedule
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
@@ -75,10 +76,13 @@ def with_winner_of(options: Options) -> Options:
     length that is asked for. RESUME_STEPS and RESUME_LR=hold go on from its last checkpoint.
     """
     study = find_study(options.study) if options.study and options.study != LATEST else None
-    if study is None and options.study and (options.lengths or options.study == LATEST):
+    goes_on = options.resume_steps is not None or options.resume_lr == "hold"
+    may_exist = study is not None or options.study == LATEST or (options.study and options.storage)
+    if goes_on and may_exist and options.checkpoint_path is None:
+        study, options = open_or_fetch_study(options)
+    elif study is None and options.study and (options.lengths or options.study == LATEST):
         # A name that is free is the new run's, which has no winner to stretch.
         study = open_study(options.study)
-    goes_on = options.resume_steps is not None or options.resume_lr == "hold"
     if study is None or (study.document()["kind"] == "train" and not goes_on):
         return options
     other_lengths = [name for name in ("TRAINING_STEPS", "RESUME_STEPS", "RESUME_LR") if name in options.texts]
@@ -99,6 +103,8 @@ def with_winner_of(options: Options) -> Options:
         winner = {name: text for name, text in winner.items() if name not in (*ENV_NAMES, *SAID_BY_A_CHECKPOINT)}
         trial = winner_of(study).trial
         checkpoint = trial and last_checkpoint(study, trial["trial_id"])
+        if trial and not checkpoint and options.storage is not None:
+            checkpoint = fetch_checkpoint(study, options.storage, trial["trial_id"])
         if not checkpoint:
             remedy = "Unset RESUME_STEPS and RESUME_LR to train it from its start"
             raise UserError(f"STUDY={study.name}: no checkpoint of its winner was kept to go on from. {remedy}.")

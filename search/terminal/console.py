@@ -13,6 +13,7 @@ from textwrap import TextWrapper
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.segment import Segment, Segments
 from rich.table import Table
@@ -74,10 +75,18 @@ def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
         at += len(words)
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Print a table with every cell whole, wider than the screen if necessary: names must be typed as they are."""
-    natural = console.measure(table, options=console.options.update(max_width=MAX_TABLE_WIDTH)).maximum
-    print_wide(console, table, natural)
+def print_table(console: Console, table: Table, *, wraps: bool = False) -> None:
+    """Print a table with every cell whole, wider than the screen if necessary: names must be typed as they are.
+
+    wraps: a cell's words may stand below each other, where that makes NARROWEST enough.
+    """
+    natural = table_widths(console, table)
+    print_wide(console, table, NARROWEST if wraps and natural.minimum <= NARROWEST else natural.maximum)
+
+
+def table_widths(console: Console, table: Table) -> Measurement:
+    """Return the least and the most columns that a table takes with every word whole, however narrow the screen is."""
+    return console.measure(table, options=console.options.update(max_width=MAX_TABLE_WIDTH))
 
 
 def print_wide(console: Console, drawn: RenderableType, width: int = NARROWEST) -> None:

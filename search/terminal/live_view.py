@@ -1,9 +1,11 @@
 """The view of a running study: a live screen in a terminal, plain lines elsewhere and in search.log."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
@@ -17,19 +19,22 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.words import (
     STATUS_LABELS,
+    UNKNOWN,
     batch_words,
     config_words,
     difference_words,
     duration_words,
+    label,
     loss_words,
     percent_words,
     run_words,
     schedule_words,
-    shape_words,
     token_words,
     trial_loss_words,
+    value_words,
 )
-from search.terminal.console import plain, print_line
+from search.terminal.console import plain, print_line, table_widths
+from trainable.config import config_from
 from trainable.rows import ENDINGS, RANKED_PURPOSES
 
 LEADERS_SHOWN = 6
@@ -38,6 +43,14 @@ RUNNING_SHOWN = 8
 PROGRESS_LINE_INTERVAL_S = 20.0
 STATUS_STYLES = {"completed": "green", "stopped": "yellow", "unstable": "red", "out_of_memory": "red", "failed": "red"}
 """The colours of how a trial ended."""
+Words = Callable[[Mapping[str, Any]], str]
+SETTINGS: Mapping[str, tuple[tuple[str, ...], Words]] = {
+    "batch": (("batch_size", "grad_accum_steps"), batch_words),
+    "block": (("block_size",), lambda row: f"{row['block_size']}"),
+    "LR": (("learning_rate",), lambda row: f"{row['learning_rate']:.2e}"),
+    "schedule": (("lr_schedule", "warmup_steps", "warmup_frac"), schedule_words),
+}
+"""Columns of the leaderboard, each with the searched parameters that it shows; others have a column of their own."""
 
 
 @dataclass
@@ -132,7 +145,11 @@ class StudyView:
         name = Text("study ") + Text(self.study.name, style="bold")
         # Before follow() nobody knows how many trials there are, and it is not Ray that is waited for.
         parts: list[RenderableType] = [name, *([head] if self.trials_planned else []), self._running_table(trials)]
-        board = leaderboard_table(ranked_trials(trials), limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
+        own, shown = ranked_trials(trials), searched_settings(trials)
+        board = leaderboard_table(own, limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
+        while len(shown) > 1 and table_widths(self.console, board).minimum > self.console.width:
+            shown.popitem()
+            board = leaderboard_table(own, limit=LEADERS_SHOWN, statuses=("completed", "stopped"), settings=shown)
         if board.row_count:
             parts.append(board)
         if self.endings:
@@ -169,9 +186,8 @@ class StudyView:
         for row in running[:RUNNING_SHOWN]:
             name = run_words(row, baseline)
             bar = ProgressBar(total=1.0, completed=budget_frac(row), width=10)
-            config = f"{shape_words(row)}, LR {row['learning_rate']:.2e}, {schedule_words(row)}"
             does = "waiting for a worker" if row["trial_id"] in self.waiting else running_words(row)
-            table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config)
+            table.add_row(name, bar, f"val loss {loss_words(row['val_loss'])}", does, config_words(row))
         if len(running) > RUNNING_SHOWN:
             table.add_row(f"{len(running) - RUNNING_SHOWN} more")
         return table
@@ -234,16 +250,37 @@ def ending_words(row: dict[str, Any], baseline: dict[str, Any] | None, *, note: 
             return f"{name} {STATUS_LABELS[status]} at {share}{why}; {config}"
 
 
-def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses: Sequence[str]) -> Table:
-    """Return the best trials as a table, against the baseline."""
+def searched_settings(trials: Sequence[dict[str, Any]]) -> dict[str, Words]:
+    """Return the columns of what was searched, each with its words for a row; SETTINGS where nothing was."""
+    names = dict.fromkeys(name for row in trials for name in json.loads(row.get("point") or "{}"))
+    usual = {one: words for one, (own, words) in SETTINGS.items() if not names or names.keys() & {*own}}
+    others = [name for name in names if not any(name in own for own, _ in SETTINGS.values())]
+    return usual | {label(name): partial(_value_words, name) for name in others}
+
+
+def _value_words(name: str, row: Mapping[str, Any]) -> str:
+    return value_words(row[name]) if config_from(row).reads(name) else UNKNOWN
+
+
+def leaderboard_table(
+    trials: Sequence[dict[str, Any]],
+    *,
+    limit: int,
+    statuses: Sequence[str],
+    settings: Mapping[str, Words] | None = None,
+) -> Table:
+    """Return the best trials as a table, against the baseline; settings: its columns, by default all searched."""
     baseline = baseline_trial(trials)
     base_loss = baseline["val_loss"] if baseline and baseline["status"] == "completed" else None
     table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold")
-    # Only words wrap, so that the table fits 80 columns and no digit is cut.
-    for heading in ("trial", "val loss", "vs base", "tokens", "batch", "block", "LR", "schedule", "ended"):
-        words = heading in ("schedule", "ended")
-        justify: Literal["left", "right"] = "left" if words or heading == "trial" else "right"
-        table.add_column(heading, justify=justify, no_wrap=not words)
+    # Only words wrap, so that no digit is cut.
+    settings = searched_settings(trials) if settings is None else settings
+    for heading in ("trial", "val loss", "vs base", "tokens", *settings, "ended"):
+        wraps = heading in ("schedule", "ended")
+        justify: Literal["left", "right"] = "left" if wraps or heading == "trial" else "right"
+        # A narrow column is not made wide by its name.
+        name = heading if heading in ("val loss", "vs base") else heading.replace(" ", "\n")
+        table.add_column(name, justify=justify, no_wrap=not wraps, min_width=len(name.split("\n")[0]))
     shown = [row for row in leaderboard(trials) if row["status"] in statuses]
     cut = shown[:limit]
     if baseline is not None and baseline in shown and baseline not in cut:
@@ -257,10 +294,7 @@ def leaderboard_table(trials: Sequence[dict[str, Any]], *, limit: int, statuses:
             loss,
             difference_words(row["val_loss"] - base_loss) if comparable else mark,
             token_words(row["tokens_seen"]),
-            batch_words(row),
-            f"{row['block_size']}",
-            f"{row['learning_rate']:.2e}",
-            schedule_words(row),
+            *(words(row) for words in settings.values()),
             Text(STATUS_LABELS[row["status"]], style=STATUS_STYLES.get(row["status"], "")),
             style="cyan" if row["is_baseline"] else "",
         )

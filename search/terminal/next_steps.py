@@ -10,7 +10,6 @@ from rich.text import Text
 
 from results.attribution.attribution_values import Attribution, load_attribution
 from results.attribution.design import config_of
-from results.confirmation.attempt import load_attempts
 from results.export import make_words, search_command, train_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
@@ -204,7 +203,7 @@ def _proof(study: Study, winner: Winner, more: list[Step]) -> list[Step]:
     purpose = f"prove it {'worse ' if is_behind else ''}with about {needed} seeds"
     assert winner.attempt is not None
     # Beside another candidate it would have half the alpha, and need more seeds.
-    is_alone = len(load_attempts(study)[winner.attempt - 1].candidates) == 1
+    is_alone = len(winner.attempt.candidates) == 1
     confirm = Step(command=f"{command}{' TOP=1' if is_alone else ''} SEEDS={needed}", purpose=purpose)
     return [*more, confirm] if is_behind else [confirm]
 

@@ -15,16 +15,16 @@ from results.words import (
     STATUS_LABELS,
     amount_words,
     config_words,
-    count_words,
     duration_words,
     early_end_words,
     loss_words,
     percent_words,
     token_words,
 )
-from search.terminal.console import Terminal, print_wide
+from search.terminal.console import Terminal, print_table
 from search.terminal.live_view import ending_words, leaderboard_table
 from search.terminal.next_steps import ending_document
+from trainable.errors import count_words
 from trainable.rows import ENDINGS
 
 TABLE_ROWS = 12
@@ -38,7 +38,7 @@ def say_summary(study: Study, terminal: Terminal, *, has_report: bool) -> None:
     saved, by_time = savings(trials), time_winner(document, rows, study.metrics(), winner)
     if trials:
         table = leaderboard_table(trials, limit=TABLE_ROWS, statuses=(*ENDINGS, "interrupted"))
-        print_wide(terminal.console, table)
+        print_table(terminal.console, table, wraps=True)
         if (more := len(trials) - table.row_count) > 0:
             terminal.say(f"{more} more in the report")
         terminal.say(*count_lines(trials, winner.baseline), early_end_words(document))

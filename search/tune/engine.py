@@ -25,7 +25,6 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import remove_unfinished
 from results.winner import find_winner
-from results.words import count_words
 from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
 from search.terminal.live_view import StudyView
@@ -39,7 +38,7 @@ from search.tune.start_watch import StartWatch
 from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.data.node_cache import share_inputs
-from trainable.errors import MachineError, UserError, full_reason
+from trainable.errors import MachineError, UserError, count_words, full_reason
 from trainable.ray_trainable import SearchTrial
 from trainable.run import RunSpec
 
@@ -153,8 +152,7 @@ def run_study(
             "the search is over: every other configuration has been run, or is as large as one that ran out of memory"
         )
     if recorder.storage_error is not None:
-        words = storage_error_words(recorder.storage_error, study.path)
-        raise UserError(f"{words}. Then go on with: {again}")
+        raise UserError(storage_error_words(recorder.storage_error, study.path, again=again))
     if recorder.input_fault is not None:
         fault, remedy = recorder.input_fault
         raise UserError(f"{fault}; what was measured so far is kept. {remedy}: {again}")
@@ -260,7 +258,7 @@ def rays_own_faults(again: str) -> Iterator[None]:
         # From a file of Tune's; the recorder catches those of the study's.
         if not is_storage_error(error):
             raise
-        raise UserError(f"{storage_error_words(error)}. Then go on with: {again}") from None
+        raise UserError(storage_error_words(error, again=again)) from None
 
 
 def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:

@@ -63,15 +63,12 @@ class WarmStart:
     first_points: Sequence[Mapping[str, Any]] = ()
     """The source's best as points of this space; they run right after the baseline."""
 
-    def words(self, trials: int) -> str:
-        """Return a line for a person; trials: of the search, with the baseline."""
-        told = (
-            f"{len(self.told)} of its results are told to the searcher"
-            if self.told
-            else "its losses cannot be compared"
-        )
-        best = min(len(self.first_points), trials - 1)
-        if not best and not self.told:
+    def words(self, space: SearchSpace) -> str:
+        """Return a line for a person on what a search of the space learns."""
+        learns, best = space.searcher == "tpe", min(len(self.first_points), space.trials - 1)
+        told = f"{len(self.told)} of its results are told to the searcher" if self.told else "its losses do not compare"
+        told = told if learns else f"a {space.searcher} search learns from no result"
+        if not best and not (learns and self.told):
             return f"nothing is learned from study {self.source}: {told}"
         runs = f"; its best {'one runs' if best == 1 else f'{best} run'} after the baseline" if best else ""
         return f"learning from study {self.source}: {told}{runs}"

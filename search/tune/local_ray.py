@@ -26,14 +26,13 @@ from ray._private import parameter, ray_constants, services
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
-from results.words import count_words
 from search.cluster.connection import connect, keep_ray_off_stdout
 from search.terminal.signals import ending_in_order
 from search.tune import fork_server
 from search.tune.resources import Slots
 from trainable.device.device import threads_left
 from trainable.device.own_process import unheard
-from trainable.errors import MachineError, full_reason
+from trainable.errors import MachineError, count_words, full_reason
 
 PREFIX = "gpt2-ray-"
 LONGEST_SOCKET_BYTES = 103

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.words import count_words
 from search.cluster.connection import Node
 from search.options import MOST_A_DEVICE
-from trainable.errors import UserError
+from trainable.errors import UserError, count_words
 
 MPS = "mps"
 """Our name of a Ray resource for a Mac's GPU, which Ray does not know."""

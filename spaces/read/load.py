@@ -23,11 +23,7 @@ def load_space(name_or_path: str) -> SearchSpace:
     Raises UserError, one line with file, table and key, for the first thing wrong with it.
     """
     path = find_space_file(name_or_path)
-    try:
-        return space_from_toml(read_space_text(path), name=path.stem, path=shown_path(path))
-    except UserError as error:
-        # Variables change a file that is right by itself: one that is wrong has to be edited.
-        raise UserError(str(error).replace("Set BUDGET_TOKENS=", "Set [budget] tokens = ")) from None
+    return space_from_toml(read_space_text(path), name=path.stem, path=shown_path(path))
 
 
 def space_from_toml(text: str, *, name: str, path: str) -> SearchSpace:

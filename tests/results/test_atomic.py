@@ -100,10 +100,12 @@ def test_the_words_name_the_file_the_reason_and_the_remedy(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plateau" / "trials.parquet"
     full = OSError(errno.ENOSPC, "No space left on device", str(path))
-    words = "no space left on the device. Make room; what was measured so far is kept"
+    words = "no space left on the device. Make room; what was measured so far is kept. Then run the command again."
     # The error's own file, whatever the caller supposes; and none where neither names one.
     assert storage_error_words(full, tmp_path / "study") == f"plateau/trials.parquet: {words}"
     assert storage_error_words(OSError(errno.ENOSPC, "x")) == words
+    again = storage_error_words(full, again="make report STUDY=plateau")
+    assert again.endswith("is kept. Then go on with: make report STUDY=plateau")
     for error, reason in (
         (OSError(errno.EDQUOT, "x"), "the disk quota is used up. Make room, or have it raised;"),
         (OSError(errno.EROFS, "x"), "the file system is read-only. Make it writable;"),

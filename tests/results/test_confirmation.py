@@ -142,7 +142,7 @@ def test_an_unstable_seed_of_the_candidate_alone_forbids_better(unstable: float 
     assert (verdict.outcome, verdict.seeds, verdict.p_value, verdict.high) == ("not proven", 4, 1.0, None)
     assert verdict.low is not None
     assert verdict.unstable_seeds == (3,)
-    assert verdict.words == "not proven with 4 seeds; it did not complete on 1 of 5 seeds"
+    assert verdict.words == "not proven with 5 seeds; it did not complete on 1 of 5 seeds"
 
 
 def test_an_unstable_candidate_can_still_be_worse() -> None:
@@ -155,7 +155,7 @@ def test_an_unstable_seed_of_the_baseline_forbids_worse_and_not_better() -> None
     better, worse = judge({**BASELINE, 2: None}, {1: BETTER, 2: shifted(BETTER, 0.2)})
     assert better.words == "better than the baseline; the baseline did not complete on 1 of 5 seeds"
     assert (better.low, better.baseline_unstable_seeds) == (None, (2,))
-    assert worse.words == "not proven with 4 seeds; the baseline did not complete on 1 of 5 seeds"
+    assert worse.words == "not proven with 5 seeds; the baseline did not complete on 1 of 5 seeds"
     assert worse.p_value == 1.0
 
 
@@ -167,9 +167,13 @@ def test_a_seed_on_which_both_were_unstable_says_nothing() -> None:
     )
 
 
-def test_always_unstable_is_said() -> None:
-    verdict = judge(BASELINE, {1: dict.fromkeys(BASELINE)})[0]
-    assert verdict.words == "not proven with 0 seeds; it did not complete on 5 of 5 seeds"
+@pytest.mark.parametrize("completed", [0, 1, 2])
+def test_the_seeds_that_were_run_are_counted_however_few_completed(completed: int) -> None:
+    losses = {seed: loss if seed <= completed else None for seed, loss in shifted(EQUAL, 0.1).items()}
+    verdict = judge(BASELINE, {1: losses})[0]
+    needed = "" if verdict.seeds_needed is None else f"; about {verdict.seeds_needed} would be needed to prove it worse"
+    assert verdict.words == f"not proven with 5 seeds{needed}; it did not complete on {5 - completed} of 5 seeds"
+    assert (verdict.seeds, needed != "") == (completed, completed == 2)
 
 
 LOSS = st.none() | st.floats(3.0, 6.0)

@@ -155,7 +155,7 @@ def test_the_winner_of_a_short_search_is_exported_for_a_long_run(make_study: Mak
     with pytest.raises(UserError, match="less than one step"):
         export_env(study, Budget(tokens=100))
     # Enough for a step of the winner, and not of every shape in its space.
-    with pytest.raises(UserError, match=r"the exported space: .* tokens a step.*Set BUDGET_TOKENS="):
+    with pytest.raises(UserError, match=r"with BUDGET_TOKENS=2048: .* tokens a step.*Set BUDGET_TOKENS="):
         export_toml(study, Budget(tokens=2048))
 
 

@@ -73,7 +73,10 @@ def test_the_answer_is_the_best_against_the_baseline(study: Study, facts: dict[s
     assert (answer["proof"]["state"], answer["proof"]["words"]) == (
         "not_confirmed", "one seed each, so not proven yet"
     )  # fmt: skip
-    assert answer["export"] == "make train STUDY=plateau-1125-0310"
+    assert answer["export"] == f"make train STUDY=plateau-1125-0310 STUDIES_DIR={study.path.parent}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("results.report.facts.answer.STUDIES_DIR", study.path.parent)
+        assert report_facts(study)["answer"]["export"] == "make train STUDY=plateau-1125-0310"
     changed = {row["name"]: (row["baseline"], row["winner"]) for row in answer["changes"]}
     assert changed["learning_rate"] == (1e-5, best["learning_rate"])
     assert "training_steps" not in changed

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import pytest
 from results.study.folder import (
     Study,
     check_has_baseline,
+    check_studies_dir,
     check_study_name,
     create_study,
     list_studies,
     new_study_name,
     open_study,
     studies_dir,
+    time_to_make,
 )
 from results.study.paths import shown
 from results.study.tables import METRICS, TRIALS, write_table
@@ -61,6 +63,15 @@ def test_studies_live_in_the_package_unless_told_otherwise(monkeypatch: pytest.M
     assert studies_dir() == tmp_path / "here" / "too"
     monkeypatch.setenv("STUDIES_DIR", "~/s")
     assert studies_dir() == Path.home() / "s"
+
+
+def test_a_studies_dir_that_is_a_link_to_nothing_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "link"))
+    with pytest.raises(UserError, match=r"link is not a folder\. Set STUDIES_DIR to a folder"):
+        check_studies_dir()
 
 
 def test_a_studies_dir_that_is_a_file_or_nobodys_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -300,6 +311,15 @@ def test_latest_is_what_search_or_baseline_made_last(studies: Path, make_documen
     assert [study.name for study in list_studies()] == ["t", "a", "b", "s"]
     assert open_study("latest").name == "b"
     assert [open_study(name).name for name in "abst"] == ["a", "b", "s", "t"]
+
+
+def test_a_clock_that_was_set_back_makes_no_study_older(studies: Path, make_document: MakeDocument) -> None:
+    create_study("old", make_document("old", created_at="2025-01-01T00:00:00+00:00"))
+    assert abs(time_to_make() - datetime.now(UTC)) < timedelta(minutes=1)
+    create_study("first", make_document("first", created_at="2999-01-01T00:00:00+00:00"))
+    for name in ("second", "third"):
+        create_study(name, make_document(name, created_at=time_to_make().isoformat()))
+        assert open_study("latest").name == name
 
 
 def test_a_copy_is_not_the_latest_study(studies: Path, make_document: MakeDocument) -> None:

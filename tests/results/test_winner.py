@@ -157,10 +157,7 @@ def test_a_best_that_is_not_below_the_start_is_said_in_red(
     searched: Study, start: float, what: str, difference: str
 ) -> None:
     winner = start_at(searched, start)
-    said = (
-        f"this training makes the model {what}: it starts at {start:.4f} and trial 1 ends at 4.5000, "
-        f"{difference} nats/token"
-    )
+    said = f"trial 1 makes the model {what}: it starts at {start:.4f} and ends at 4.5000, {difference} nats/token"
     assert warning_words(winner) == said
     assert to_json(winner)["worse_than_start"] is True
     assert json.loads(export_json(searched))["worse_than_start"] is True
@@ -181,7 +178,7 @@ def test_of_a_baseline_that_won_the_way_ends_with_it(make_trial: MakeTrial) -> N
     assert way_words(find_winner(unstable, start_val_loss=5.5)) == "start 5.5000 → best 4.5000"
     assert way_words(find_winner([baseline])) is None
     assert warning_words(find_winner([baseline], start_val_loss=4.9)) == (
-        "this training makes the model worse: it starts at 4.9000 and the baseline ends at 5.0000, +0.1000 nats/token"
+        "the baseline makes the model worse: it starts at 4.9000 and ends at 5.0000, +0.1000 nats/token"
     )
     assert not find_winner([make_trial(0, "running", 6.0)], start_val_loss=5.0).worse_than_start
 
@@ -215,11 +212,25 @@ def test_a_difference_that_is_the_same_on_every_seed_has_no_interval(searched: S
     assert "without bounds" not in page + markdown(facts)
 
 
+@pytest.mark.parametrize("completed", [0, 1, 2])
+def test_runs_that_did_not_complete_are_counted_the_same_everywhere(searched: Study, completed: int) -> None:
+    broken = ["unstable", "out_of_memory", "unstable"][completed:]
+    add_attempt(searched, {0: BASELINE[:3], 1: [*PROVEN[:completed], *broken]})
+    winner = winner_of(searched)
+    words = f"not proven with 3 seeds; it did not complete on {3 - completed} of 3 seeds"
+    assert evidence_words(winner).startswith(words)
+    assert winner.standing == "unproven"
+    facts = report_facts(searched)
+    assert f"attempt 1: {words}." in markdown(facts)
+    assert f"<td>{completed} of 3</td>" in report_html(facts, {})
+    assert json.loads(export_json(searched))["seeds"] == completed
+
+
 def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     add_attempt(searched, {0: BASELINE, 1: PROVEN})
     assert ids(searched) == (1, 1, 1)
     winner = winner_of(searched)
-    assert (winner.standing, winner.attempt) == ("proven", 1)
+    assert (winner.standing, to_json(winner)["attempt"]) == ("proven", 1)
     assert winner.difference == pytest.approx(-0.2)
     assert winner.search_difference == -0.5
     assert headline(winner) == "Trial 1 is better than the baseline by 0.2000 nats/token"
@@ -261,10 +272,11 @@ def test_a_proof_outlives_a_later_attempt_that_proves_nothing_or_was_cut_off(sea
     add_attempt(searched, {0: BASELINE, 1: PROVEN})
     add_attempt(searched, {0: BASELINE, 1: LUCKY})
     assert ids(searched) == (1, 1, 1)
-    assert winner_of(searched).attempt == 1
+    assert to_json(winner_of(searched))["attempt"] == 1
     add_attempt(searched, {0: [5.0, None], 1: [None, None]})
     assert ids(searched) == (1, 1, 1)
-    assert (winner_of(searched).attempt, winner_of(searched).under_way) == (1, (1, 4))
+    winner = winner_of(searched)
+    assert (to_json(winner)["attempt"], winner.under_way) == (1, (1, 4))
 
 
 def test_a_better_trial_of_an_extended_search_is_told_beside_the_proven_one(
@@ -279,7 +291,8 @@ def test_a_better_trial_of_an_extended_search_is_told_beside_the_proven_one(
     # Proven too, and by more.
     add_attempt(searched, {0: BASELINE, 40: on_seeds(4.7), 1: PROVEN})
     assert ids(searched) == (40, 40, 40)
-    assert (winner_of(searched).attempt, notes(winner_of(searched))) == (2, [])
+    winner = winner_of(searched)
+    assert (to_json(winner)["attempt"], notes(winner)) == (2, [])
 
 
 def test_of_two_proven_ones_the_larger_difference_wins(searched: Study) -> None:

@@ -20,7 +20,6 @@ from results.words import (
     loss_words,
     percent_words,
     schedule_words,
-    shape_words,
     token_words,
     value_words,
 )
@@ -118,8 +117,6 @@ def test_configurations() -> None:
     searched = {**asdict(DOCUMENTED), "point": '{"batch_size": 32, "dropout": 0.0329512, "decay_frac": 0.25}'}
     said = "batch 32 x block 128, LR 1.00e-05, constant, dropout 0.033, decay share 0.25"
     assert config_words(searched) == said
-    assert shape_words(asdict(DOCUMENTED)) == "32 x 128"
-    assert shape_words(accumulated) == "8x4 x 256"
     assert schedule_words(asdict(DOCUMENTED)) == "constant"
     assert schedule_words(accumulated) == "warmup_cosine 500"
     unread = accumulated | {"lr_schedule": "constant"}

@@ -14,7 +14,7 @@ from rich.console import Console
 from results.attribution.attribution_runs import question_of_study
 from results.export import export_env
 from results.ranking import full_tokens
-from results.study.folder import Study, create_study
+from results.study.folder import Study, create_study, list_studies
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.commands import attribute_command, resume_command
@@ -26,7 +26,7 @@ from search.options import read_options
 from search.setup import plan as planning
 from search.setup.plan import Plan, make_plan
 from search.setup.reopen import reopen
-from search.setup.run_plan import cost_words
+from search.setup.run_plan import checked, cost_words
 from search.setup.settings import planned_space
 from search.setup.slots import measured_speeds
 from search.setup.train_plan import length_asked, make_train_plan, with_winner_of
@@ -88,7 +88,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
 def plan_of(text_file: Path) -> Callable[..., Plan]:
     def plan(*words: str, kind: str = "search", **keywords: Any) -> Plan:
         given = ["SPACE=smoke", f"TRAINING_DATA_SOURCE={text_file}", "DEVICE=cpu", "CONCURRENCY=1", *words]
-        return make_plan(read_options(given), kind=kind, progress=silent(), **keywords)
+        plan = make_plan(read_options(given), kind=kind, progress=silent(), **keywords)
+        return plan if plan.measured is None else plan.measured(silent())
 
     return plan
 
@@ -135,6 +136,25 @@ def test_a_plan_measures_every_shape_once_and_keeps_what_it_found(
         assert 0.95 * 60 < device_s(config) <= 60
     assert planned_space(plan.document, "study.json")[0] == plan.space
     assert len(planted.asked) == 1
+
+
+def test_nothing_is_measured_before_preflight_has_passed(
+    text_file: Path, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["SPACE=smoke", f"TRAINING_DATA_SOURCE={text_file}", "DEVICE=cpu", "CONCURRENCY=1", "BUDGET_TIME=1m"]
+    plan, terminal = make_plan(read_options(words), kind="search", progress=silent()), Terminal(as_json=True)
+
+    def failing(*values: Any) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr("search.setup.run_plan.check_preflight", failing)
+    with pytest.raises(SystemExit), checked(plan, terminal):
+        pass
+    assert (planted.asked, list_studies()) == ([], [])
+    monkeypatch.setattr("search.setup.run_plan.check_preflight", lambda *values: None)
+    with checked(plan, terminal) as held:
+        assert len(planted.asked) == 1
+        assert held.budget == budget_of(held.study.document()) != plan.budget
 
 
 def test_baseline_and_what_is_compared_with_it_get_the_same_time(
@@ -209,7 +229,8 @@ def test_a_larger_time_is_a_new_study_at_the_kept_speeds(
 
     monkeypatch.setattr(resume_command, "run_new", run_new)
     assert resume(read_options(["STUDY=timed", "BUDGET_TIME=2m", "CONCURRENCY=1"]), Terminal(as_json=True)) == 0
-    (plan,) = taken
+    assert taken[0].measured is not None
+    plan = taken[0].measured(silent())
     assert (plan.name, plan.is_new, plan.budget.device_s) == ("timed-2m", True, 120)
     assert plan.budget.speeds == first.budget.speeds
     assert planted.asked[1] == []

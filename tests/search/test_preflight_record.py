@@ -26,14 +26,21 @@ from search.terminal.console import Terminal
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
 from trainable.preflight.check_result import Check
+from trainable.preflight.memory import DISK, MEMORY, CheckpointRoom
 
 FACTS: Mapping[str, Any] = {
     "model_fingerprint": "m",
     "checkpoint_fingerprint": None,
     "corpus": {"fingerprint": "c"},
 }
+ALONE = Sharing()
 RECORD = PreflightRecord(
-    passed_at=datetime(2026, 1, 2, 3, 4), batch_size=32, block_size=128, sharing=Sharing(runs=2, memory_frac=0.5)
+    passed_at=datetime(2026, 1, 2, 3, 4),
+    learning_rate=1e-5,
+    batch_size=32,
+    block_size=128,
+    sharing=Sharing(runs=2, memory_frac=0.5),
+    needed_bytes={MEMORY: 1000, DISK: 100},
 )
 
 
@@ -44,8 +51,9 @@ def own_cache(own_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def make_loaded() -> Callable[..., Loaded]:
-    def make(device: str = "cpu", tokens: int = 1024, **facts: Any) -> Loaded:
-        spec = SimpleNamespace(device=device, protocol=EvalProtocol(tokens=tokens))
+    def make(device: str = "cpu", tokens: int = 1024, recomputed: bool = False, **facts: Any) -> Loaded:
+        protocol = EvalProtocol(tokens=tokens)
+        spec = SimpleNamespace(device=device, protocol=protocol, gradient_checkpointing=recomputed)
         parts = SimpleNamespace(facts={**FACTS, **facts}, spec=spec, device_info=SimpleNamespace(name="a chip"))
         return cast("Loaded", parts)
 
@@ -71,6 +79,7 @@ def test_a_record_comes_back_for_the_same_inputs_and_their_warnings_with_it(make
         {"corpus": {"fingerprint": "other"}},
         {"device": "cuda"},
         {"tokens": 2048},
+        {"recomputed": True},
     ],
 )
 def test_a_changed_input_has_no_record(changed: dict[str, Any], make_loaded: Callable[..., Loaded]) -> None:
@@ -87,14 +96,54 @@ def test_neither_has_another_precision_or_program(
     assert read_record(record_path(make_loaded(), TrialConfig())) is None
 
 
-def test_a_larger_batch_a_longer_block_more_runs_and_a_smaller_share_are_looked_at_again() -> None:
-    two = RECORD.sharing
-    assert RECORD.covers(TrialConfig(batch_size=32, block_size=128), two)
-    assert RECORD.covers(TrialConfig(batch_size=64, block_size=64), Sharing())
-    assert not RECORD.covers(TrialConfig(batch_size=33, block_size=128), two)
-    assert not RECORD.covers(TrialConfig(batch_size=1, block_size=256), two)
-    assert not RECORD.covers(TrialConfig(batch_size=32, block_size=128), Sharing(runs=3, memory_frac=0.5))
-    assert not RECORD.covers(TrialConfig(batch_size=32, block_size=128), Sharing(runs=2, memory_frac=0.4))
+def asked(loaded: Loaded, sharing: Sharing = ALONE, room: CheckpointRoom | None = None, **size: Any) -> Preflight:
+    config = TrialConfig(**{"batch_size": 32, "block_size": 128, **size})
+    return Preflight(loaded=loaded, config=config, largest=config, sharing=sharing, room=room)
+
+
+def test_a_larger_batch_a_longer_block_a_smaller_rate_more_runs_and_a_smaller_share_are_looked_at_again(
+    make_loaded: Callable[..., Loaded],
+) -> None:
+    two, loaded = RECORD.sharing, make_loaded()
+    assert RECORD.covers(asked(loaded, two))
+    assert RECORD.covers(asked(loaded, batch_size=64, block_size=64, learning_rate=1e-3))
+    for size in ({"batch_size": 33}, {"batch_size": 1, "block_size": 256}, {"learning_rate": 1e-9}):
+        assert not RECORD.covers(asked(loaded, two, **size))
+    for sharing in (Sharing(runs=3, memory_frac=0.5), Sharing(runs=2, memory_frac=0.4)):
+        assert not RECORD.covers(asked(loaded, sharing))
+
+
+def test_a_machine_or_a_disk_that_has_less_left_is_looked_at_again(
+    make_loaded: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, left = CheckpointRoom(folder=tmp_path / "there", count=3), {"memory": 1000, "disk": 300}
+    monkeypatch.setattr("trainable.device.device_memory._free_bytes", lambda device: left["memory"])
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=left["disk"]))
+    preflight = asked(make_loaded(), room=room)
+    assert RECORD.covers(preflight)
+    left["disk"] = 299
+    assert not RECORD.covers(preflight)
+    assert RECORD.covers(replace(preflight, room=CheckpointRoom(folder=None, count=3)))
+    left.update(disk=300, memory=999)
+    assert not RECORD.covers(preflight)
+    # Nobody looked at a disk.
+    left.update(memory=1000)
+    assert not replace(RECORD, needed_bytes={}).covers(preflight)
+    assert replace(RECORD, needed_bytes={}).covers(replace(preflight, room=None))
+
+
+def test_a_run_that_is_not_checked_again_is_warned_of_its_own_rate(
+    make_loaded: Callable[..., Loaded], capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_another = Check(name="learning-rate schedule", status="warn", measured="another's", expected="e", advice="")
+    for rate, is_warned in ((1e-3, False), (3.0, True)):
+        preflight = asked(make_loaded(), learning_rate=rate)
+        write_record(record_path(preflight.loaded, preflight.config), replace(RECORD, warnings=[asdict(of_another)]))
+        check_preflight(preflight, Options(), Terminal(as_json=False))
+        said = capsys.readouterr().out
+        assert "passed before" in said
+        assert "another's" not in said
+        assert ("Lower LEARNING_RATE" in said) == is_warned
 
 
 def test_a_damaged_record_is_none(make_loaded: Callable[..., Loaded]) -> None:

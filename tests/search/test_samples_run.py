@@ -231,7 +231,9 @@ def test_a_disk_without_room_for_the_report_is_a_line_after_which_the_answer_is_
     options, terminal = read_options([*planted.words, "CONFIRM=0"]), Terminal(as_json=False)
     assert conclude(planted.study, 0, options, terminal, loaded=planted.plan.loaded) == 2
     out = capsys.readouterr().out
-    told = "no space left on the device. Make room; what was measured so far is kept. Then: make report STUDY=s"
+    told = (
+        "no space left on the device. Make room; what was measured so far is kept. Then go on with: make report STUDY=s"
+    )
     assert f"error: /full/s/report.html: {told}" in out
     assert "device time: " in out
     assert "report: " not in out

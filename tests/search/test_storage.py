@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from results.study.folder import Study, StudyExistsError, create_study
+from results.winner import winner_of
 from search.cluster.storage_hold import ALIVE_S, check_unheld, claim_name, release_name
 from search.cluster.study_storage import (
     MARK,
@@ -27,10 +28,13 @@ from search.cluster.study_storage import (
     read_probe,
 )
 from search.options import parse_options
+from search.setup.train_plan import with_winner_of
 from tests.documents import sound_document
 from tests.faults.common import QUICK_SPACE, Place, differences, has_begun
+from tests.results.report_study import make_report_study
 from tests.search.conftest import run_in_process
-from trainable.data.remote_files import files_at
+from trainable.checkpoint.checkpoint_path import checkpoint_name
+from trainable.data.remote_files import below, files_at, write_whole
 from trainable.errors import UserError
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -82,6 +86,28 @@ def test_another_machine_takes_a_study_over_from_s3(left_alone: Study, bucket: s
     assert behind.code == 2
     assert "error: study moved has gone on elsewhere: STORAGE=" in behind.output
     assert {f"moved/{name}" for name in ("best.env", "report.html", "study.json")} <= set(names_below(bucket, "moved"))
+
+
+def test_a_winner_goes_on_from_its_checkpoint_in_the_store(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
+    study = make_report_study(tmp_path / "kept", document={"storage": bucket})
+    winner = winner_of(study).trial
+    assert winner is not None
+    asked = parse_options({"STUDY": "kept", "RESUME_STEPS": "5"})
+    none = "^STUDY=kept: no checkpoint of its winner was kept to go on from"
+    with pytest.raises(UserError, match=none):
+        with_winner_of(asked)
+    files, root = files_at(below(bucket, "kept", "checkpoints", f"{winner['trial_id']}"))
+    for step in (3, 12):
+        write_whole(files, f"{root}/{checkpoint_name(step)}", iter([f"{step}".encode()]))
+    checkpoint = with_winner_of(asked).checkpoint_path
+    assert checkpoint == study.checkpoint_dir(winner["trial_id"]) / "step_00000012.pt"
+    assert checkpoint.read_bytes() == b"12"
+    # It is there now, and nothing is fetched.
+    monkeypatch.setattr("search.setup.train_plan.fetch_checkpoint", None)
+    assert with_winner_of(asked).checkpoint_path == checkpoint
 
 
 def test_a_study_goes_on_where_its_checkpoints_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`make train` in this process: what it logs and saves, and that going on is as never having stopped."""
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from search.commands.train_command import TrainLog
 from search.terminal.next_steps import next_steps
 from tests.rows import evaluation
 from tests.stdlib_text import docstrings
+from trainable.checkpoint.checkpoint import save_checkpoint
 from trainable.config import HYPERPARAMETERS, TrialConfig
 from trainable.errors import UserError
 from trainable.loop import train
@@ -150,8 +152,20 @@ def test_a_run_goes_on_by_its_name(
     assert main(["train", "--json", "STUDY=whole", "RESUME_STEPS=6", "SKIP_PREFLIGHT=1", "DEVICE=cpu"]) == 0
     said = capsys.readouterr()
     assert f"resumed from {checkpoints(whole)[-1]} at step 12, exactly as it was left" in said.err
+    assert "not to be compared" not in said.err
     trial = json.loads(said.out)["trial"]
     assert (trial["batch_size"], trial["seed"], trial["training_steps"]) == (2, 5, 18)
+
+
+def test_a_run_that_goes_on_costs_what_it_costs_itself(train_one: Train, whole: dict[str, Any], tmp_path: Path) -> None:
+    """The run before took a day, which is in its own study."""
+    payload = {**torch.load(checkpoints(whole)[-1], weights_only=True), "active_s": 86_400.0}
+    torch.save(payload, tmp_path / "slow.pt")
+    longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(tmp_path / "slow.pt"), RESUME_STEPS="6")
+    assert "exactly as it was left" in longer["log"]
+    assert 0 < longer["trial"]["active_s"] < 3_600
+    assert f", {6 * 2 * 16} tokens; study " in longer["log"]
+    assert study_of(longer).metrics()[0]["active_s"] < 3_600
 
 
 RATES = {"LR_SCHEDULE": "warmup_cosine", "WARMUP_STEPS": "2", "MIN_LR_FRAC": "0.1"}
@@ -257,7 +271,7 @@ def test_a_run_that_made_the_model_worse_says_so_and_gives_its_best_evaluation(
     assert (ran["start_val_loss"], ran["worse_than_start"]) == (start["val_loss"], True)
     assert study_of(ran).document()["start"]["val_loss"] == start["val_loss"]
     assert f"completed: start {start['val_loss']:.4f} → end {last['val_loss']:.4f}" in ran["log"]
-    assert "this training made the model worse: " in ran["log"]
+    assert "the run makes the model worse: " in ran["log"]
     assert set(ran["samples"]["samples"]) == {"start", "best"}
     assert f"  start: {' '.join(ran['samples']['samples']['start']['text'].split())}" in ran["log"]
 
@@ -463,6 +477,23 @@ def test_a_model_that_does_not_even_fit_is_told_in_the_same_line(
     ran = train_one_refused(train_one)
     assert ran["error"].startswith("BATCH_SIZE=2 x BLOCK_SIZE=16 does not fit in cpu memory. Lower BATCH_SIZE")
     assert devices == ["cpu", "cpu"]
+
+
+def test_a_disk_that_fills_up_is_told_with_the_checkpoint_to_go_on_from(
+    train_one: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_later(state: Any, path: Path, **names: Any) -> None:
+        if state.optimizer_steps > 6:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_checkpoint(state, path, **names)
+
+    monkeypatch.setattr("trainable.checkpoint.checkpoint.save_checkpoint", full_later)
+    refused = train_one(STUDY="full")
+    assert (
+        "no space left on the device. Make room; what was measured so far is kept. Then go on with: make train"
+        in (refused["error"])
+    )
+    assert "checkpoints/0/step_00000006.pt" in refused["error"]
 
 
 def test_a_fault_of_ours_does_not_leave_the_run_running(train_one: Train, monkeypatch: pytest.MonkeyPatch) -> None:

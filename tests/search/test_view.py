@@ -1,6 +1,7 @@
 """What a person sees of planted ledgers: nothing that matters is cut, and every ending says why."""
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -14,8 +15,10 @@ from rich.console import Console, RenderableType
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
-from search.terminal.console import Preparing, print_wide
+from search.terminal.console import Preparing, print_table, print_wide
 from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
+from spaces.domains import active_point
+from spaces.read.load import load_space
 from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
@@ -125,7 +128,7 @@ def test_the_screen_holds_everything_at_any_usual_width(width: int, make_view: M
     # Running trials: how far, how good, how fast, what.
     assert "trial 4" in text
     assert "trial 5" in text
-    assert "val loss 7.1234 12.3k tokens/s 8 x 256, LR 1.00e-03," in text
+    assert "val loss 7.1234 12.3k tokens/s batch 8 x block 256," in text
     assert "trial 7" in text
     assert "val loss – loading the model" in text
     # Endings and why.
@@ -152,6 +155,57 @@ def test_a_line_of_the_leaderboard_is_one_trial_in_80_columns(make_view: MakeVie
         line.split() == ["baseline", "11.1234", "397k", "32", "128", "1.00e-05", "constant", "completed"]
         for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("plateau", ["batch", "block", "LR", "schedule"]),
+        ("smoke", ["batch", "block", "LR", "schedule"]),
+        ("before_after", ["batch", "block", "LR", "schedule"]),
+        ("lora", ["batch", "LR", "LoRA rank", "LoRA alpha", "LoRA dropout"]),
+        ("schedule", ["LR", "schedule", "decay share", "lowest LR share"]),
+    ],
+)
+def test_what_a_shipped_space_searches_has_a_column(name: str, columns: list[str], study: Study) -> None:
+    space, ledger = load_space(name), Ledger(study)
+    highest = {parameter.name: max(parameter.domain.examples()) for parameter in space.parameters}
+    for number, point in enumerate((space.baseline_params(), active_point(space.parameters, highest))):
+        config = space.config_for(point)
+        run = PlannedRun(trial_id=number, purpose="search", is_baseline=number == 0, config=config, point=point)
+        ledger.start_trial(run, started_at=NOW)
+        ledger.add_metrics(number, metrics(45_000, 11.1234), 0)
+    console = Console(record=True, width=80, file=io.StringIO())
+    view = StudyView(study=study, ledger=ledger, trials_planned=4, console=console)
+    assert ("LoRA rank 64, alpha 64, LoRA dropout 0.1" in words(drawn(console, view.render()))) == (name == "lora")
+    end(ledger, 0, "completed")
+    end(ledger, 1, "completed")
+    table = leaderboard_table(ledger.trials(), limit=6, statuses=("completed",))
+    headings = [str(column.header).replace("\n", " ") for column in table.columns]
+    assert headings == ["trial", "val loss", "vs base", "tokens", *columns, "ended"]
+    lines = drawn(console, table)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_however_much_is_searched_no_number_is_cut(width: int, ledger: Ledger, study: Study) -> None:
+    names = ("weight_decay", "dropout", "grad_clip_norm", "use_lora", "lora_dropout", "min_lr_frac", "learning_rate")
+    rows = [
+        {**row, "use_lora": True, "lr_schedule": "linear", "weight_decay": 0.00515, "dropout": 0.15789, "point": point}
+        for row, point in zip(ledger.trials(), [json.dumps(dict.fromkeys(names, 0))] * 8, strict=True)
+    ]
+    table, console = leaderboard_table(rows, limit=1, statuses=("completed",)), Console(record=True, width=width)
+    print_table(console, table, wraps=True)
+    printed = next(line for line in console.export_text().splitlines() if line.startswith("1 "))
+    row = ["1", "10.1234", "-1.0000", "393k", "1.23e-04", "0.00515", "0.158", "1", "True", "0", "0.1", "completed"]
+    assert printed.split() == row
+    # A live screen leaves out what it has no room for.
+    console = Console(record=True, width=80, file=io.StringIO())
+    view = StudyView(study=study, ledger=ledger, trials_planned=8, console=console)
+    view._rows = lambda: rows  # type: ignore[method-assign]
+    (shown,) = [line.split() for line in drawn(console, view.render()) if line.startswith("1 ")]
+    assert shown == [*row[:8], "completed"]
 
 
 def test_the_loss_of_an_unstable_trial_cuts_no_other_column(make_view: MakeView, ledger: Ledger) -> None:

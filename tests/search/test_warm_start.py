@@ -122,8 +122,8 @@ def test_at_the_same_budget_all_endings_are_told_and_the_best_run_first(source: 
     assert warm_start.first_points[0] == POINTS[1]
     assert warm_start.first_points[1] == {**POINTS[2], "warmup_frac": pytest.approx(0.123, abs=0.003)}
     assert len(warm_start.first_points) == 2
-    assert "5 of its results are told to the searcher; its best 2 run" in warm_start.words(8)
-    assert warm_start.words(2).endswith("; its best one runs after the baseline")
+    assert "5 of its results are told to the searcher; its best 2 run" in warm_start.words(make_space())
+    assert warm_start.words(replace(make_space(), trials=2)).endswith("; its best one runs after the baseline")
 
 
 def test_what_made_the_model_worse_is_told_and_not_run_again(source: Study) -> None:
@@ -143,7 +143,7 @@ def test_of_a_longer_run_no_loss_is_told(source: Study) -> None:
     warm_start = warm_start_from(source, make_space(budget=6400), FACTS)
     assert list(warm_start.told) == []
     assert len(warm_start.first_points) == 2
-    assert "its losses cannot be compared" in warm_start.words(8)
+    assert "its losses do not compare" in warm_start.words(make_space())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,15 @@ def test_what_lies_outside_the_space_or_differs_in_what_it_fixes_is_left_out(sou
 def test_a_grid_keeps_its_order(source: Study) -> None:
     warmup_frac = {"choice": [0.1], "when": {"lr_schedule": ["warmup_cosine"]}}
     grid = make_space(searcher="grid", learning_rate={"choice": [1e-4, 1e-3]}, warmup_frac=warmup_frac)
-    assert warm_start_from(source, grid, FACTS).first_points == []
+    warm_start = warm_start_from(source, grid, FACTS)
+    assert warm_start.first_points == []
+    assert warm_start.words(grid) == "nothing is learned from study before: a grid search learns from no result"
+
+
+def test_a_random_search_only_runs_the_best_first(source: Study) -> None:
+    space = make_space(searcher="random")
+    words = "learning from study before: a random search learns from no result; its best 2 run after the baseline"
+    assert warm_start_from(source, space, FACTS).words(space) == words
 
 
 def test_a_study_without_a_loss_teaches_nothing(source: Study) -> None:
@@ -216,7 +224,7 @@ def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[
 
 
 def test_without_results_none_are_claimed() -> None:
-    assert WarmStart(source="x").words(8) == "nothing is learned from study x: its losses cannot be compared"
+    assert WarmStart(source="x").words(make_space()) == "nothing is learned from study x: its losses do not compare"
 
 
 def searched(space: SearchSpace, draw: random.Random, history: History = NO_HISTORY) -> list[KnownTrial]:

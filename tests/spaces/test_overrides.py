@@ -1,6 +1,7 @@
 """A space changed by variables: pins, budget, trials, another baseline, alone and together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -298,3 +299,9 @@ def test_the_baseline_alone_asks_no_room_for_what_is_not_searched() -> None:
     assert (alone.trials, alone.parameters, alone.baseline.training_steps) == (1, (), 60_000 // 4096)
     assert alone.baseline.learning_rate == 1e-3
     assert load_space("before_after").baseline_alone().trials == 1
+    # The file is sound by itself: it is the baseline's steps that are too large for it.
+    with pytest.raises(UserError, match=r"Set BUDGET_TOKENS=1180000 or more, or drop the largest sizes\.$"):
+        with_overrides(load_space("plateau"), Settings(baseline=("mine", replace(DOCUMENTED, batch_size=512))))
+    # There is no space to drop sizes from.
+    with pytest.raises(UserError, match=r"\. Set BUDGET_TOKENS=36700 or more, or lower BATCH_SIZE or BLOCK_SIZE\.$"):
+        with_overrides(load_space("plateau").baseline_alone(), Settings(budget_tokens=10_000))

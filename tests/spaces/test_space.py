@@ -173,3 +173,9 @@ def test_a_space_survives_pickling(make_space: MakeSpace) -> None:
     space = make_space({"learning_rate": {"log_uniform": [1e-6, 1e-1]}}, stability={"spike_sigma": 6})
     assert pickle.loads(pickle.dumps(space)) == space
     assert space.stability == {"spike_sigma": 6}
+
+
+def test_a_file_with_too_small_a_budget_names_its_own_keys(make_space: MakeSpace) -> None:
+    remedy = r"Set \[budget\] tokens = 1160 or more, or lower batch_size or block_size\.$"
+    with pytest.raises(UserError, match=remedy):
+        make_space({"learning_rate": {"log_uniform": [1e-6, 1e-1]}}, budget={"tokens": 1000})

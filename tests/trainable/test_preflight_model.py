@@ -223,7 +223,7 @@ def test_bf16_on_a_mac_that_has_none_is_told(
     is_new: bool, status: str | None, make_trial: MakeTrial, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: is_new)
-    weight = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32, requires_grad=True)
+    weight = SimpleNamespace(device=torch.device("mps"), dtype=torch.float64, requires_grad=True, numel=lambda: 1)
     on_mps: Any = SimpleNamespace(parameters=lambda: iter([weight]))
     if status is None:
         with pytest.raises(RuntimeError):  # it goes on to compute, for which there is no Mac here
@@ -231,6 +231,14 @@ def test_bf16_on_a_mac_that_has_none_is_told(
         return
     check = check_precision(make_trial(precision="bf16"), on_mps, windows)
     assert (check.status, "PRECISION=fp16 or fp32" in check.advice) == (status, True)
+
+
+@pytest.mark.parametrize(("rate", "status"), [(1e-12, "warn"), (1e-8, "pass")])
+def test_a_rate_that_moves_no_fp32_weight_is_told(
+    rate: float, status: str, make_model: MakeModel, make_trial: MakeTrial, windows: torch.Tensor
+) -> None:
+    check = check_precision(make_trial(learning_rate=rate), make_model(), windows)
+    assert (check.status, "Raise LEARNING_RATE" in check.advice) == (status, status == "warn")
 
 
 def test_a_model_that_overflows_fp16_fails(
@@ -260,3 +268,31 @@ def test_a_warm_up_longer_than_half_the_run_is_named(
 ) -> None:
     check = check_schedule(make_trial(training_steps=100, **changes))
     assert (check.status, "WARMUP_STEPS" in check.advice) == (status, status == "warn")
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable"),
+    [
+        ({"learning_rate": 1e-2}, None),
+        ({"learning_rate": 3e-2}, "LEARNING_RATE"),
+        ({"learning_rate": 3.0, "lr_schedule": "warmup_cosine", "warmup_steps": 90}, "LEARNING_RATE"),
+        ({"learning_rate": 3e-2, "use_lora": True}, None),
+        ({"learning_rate": 0.1, "use_lora": True}, "LEARNING_RATE or LORA_ALPHA"),
+        ({"learning_rate": 1e-3, "use_lora": True, "lora_alpha": 160}, None),
+        ({"learning_rate": 1e-3, "use_lora": True, "lora_alpha": 1600}, "LEARNING_RATE or LORA_ALPHA"),
+        ({"learning_rate": 1e-4, "weight_decay": 10.0}, None),
+        ({"learning_rate": 1e-3, "weight_decay": 10.0}, "WEIGHT_DECAY"),
+    ],
+)
+def test_what_ruins_any_weights_is_legal_and_warned_of(
+    changes: dict[str, Any], variable: str | None, make_trial: MakeTrial
+) -> None:
+    check = check_schedule(make_trial(training_steps=100, **changes))
+    assert (check.status, check.advice) == (("warn", check.advice) if variable else ("pass", ""))
+    assert variable is None or f"Lower {variable}" in check.advice
+
+
+def test_half_of_the_activations_is_too_much_to_lose(make_model: MakeModel, make_trial: MakeTrial) -> None:
+    assert check_dropout(make_trial(dropout=0.4), make_model(dropout=0.4)).status == "pass"
+    check = check_dropout(make_trial(dropout=0.5), make_model(dropout=0.5))
+    assert (check.status, "Lower DROPOUT" in check.advice) == ("warn", True)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
-from trainable.errors import UserError, reason
+from trainable.errors import UserError, count_words, reason
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -123,18 +123,18 @@ class TextFacts:
     def words(self) -> str:
         """The source in a line."""
         size = size_words(self.size_bytes)
-        return f"{counted(self.files, 'file')}, {size}, {counted(self.documents, 'document')}"
+        return f"{count_words(self.files, 'file')}, {size}, {count_words(self.documents, 'document')}"
 
     @property
     def notes(self) -> list[str]:
         """How the text is read otherwise than it is stored."""
         notes = []
         if self.mended_files:
-            mended = counted(self.mended_files, "file")
+            mended = count_words(self.mended_files, "file")
             notes.append(f"{mended} with byte-order marks or CRLF line ends: marks are left out, the ends read as LF")
         if self.marked_up_files:
             notes.append(
-                f"{counted(self.marked_up_files, 'file')} of JSON or CSV: quotes and names of "
+                f"{count_words(self.marked_up_files, 'file')} of JSON or CSV: quotes and names of "
                 "fields are text too; DOCUMENTS=jsonl:FIELD reads one field of JSON lines"
             )
         return notes
@@ -194,11 +194,6 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
                 f"{'' if same == path else f', as {same}'}. Its loss would measure memorization: name other text, or "
                 "move it out of TRAINING_DATA_SOURCE."
             )
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a count and its noun."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def embedded_text_is_cached() -> bool:

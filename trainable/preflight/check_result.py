@@ -19,6 +19,8 @@ class Check:
     expected: str
     advice: str
     """What to do next; empty where there is nothing to do."""
+    needed_bytes: int | None = None
+    """Of memory for a step, or of disk for one checkpoint, by the check that looked at it."""
 
     def raise_if_failed(self) -> None:
         """Raise UserError with all that the check says, if it failed."""

@@ -73,15 +73,16 @@ def check_memory(
     elif needed is None:
         return skipped(MEMORY, "the model cannot be run on shapes alone, and a real step would take too long")
     used_frac = (needed or 0) / max(1, available_bytes)
-    measured = how if needed is None else f"about {_size_words(needed)} needed ({how})"
-    return judged(
+    measured = how if needed is None else f"about {_gib_words(needed)} needed ({how})"
+    check = judged(
         MEMORY,
         failed=ran_out or used_frac > 1,
         warned=used_frac > CROWDED_FRAC,
         measured=f"batch_size={largest.batch_size} x block_size={largest.block_size}: {measured}",
-        expected=f"at most {_size_words(available_bytes)} available",
+        expected=f"at most {_gib_words(available_bytes)} available",
         advice="Lower BATCH_SIZE and raise GRAD_ACCUM_STEPS as much, lower BLOCK_SIZE, or run fewer trials at once.",
     )
+    return replace(check, needed_bytes=needed)
 
 
 def _estimate(model: PreTrainedModel, config: TrialConfig) -> int | None:
@@ -117,8 +118,15 @@ class CheckpointRoom:
     """Not necessarily there yet; None for a store that does not say how much is free, S3 for one."""
     count: int
 
+    def free_bytes(self) -> tuple[Path, int]:
+        """Return the folder that is there already, and what is free in it."""
+        assert self.folder is not None
+        own = self.folder.absolute()
+        there = next(one for one in (own, *own.parents) if one.exists())
+        return there, shutil.disk_usage(there).free
 
-def _size_words(size_bytes: int) -> str:
+
+def _gib_words(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= 0.1 * GIB else f"{1024 * size_bytes / GIB:.1f} MiB"
 
 
@@ -132,16 +140,16 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     """Return whether the checkpoints that are kept at a time fit into what is free."""
     if room.folder is None:
         return skipped(DISK, "the store does not say how much room it has")
-    own = room.folder.absolute()
-    folder = next(one for one in (own, *own.parents) if one.exists())
-    size, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
-    return judged(
+    size = checkpoint_bytes(model)
+    folder, free = room.free_bytes()
+    check = judged(
         DISK,
         failed=size * room.count > free,
-        measured=f"{room.count} checkpoints of {_size_words(size)} at a time: {_size_words(size * room.count)}",
-        expected=f"at most the {_size_words(free)} that are free in {folder}",
+        measured=f"{room.count} checkpoints of {_gib_words(size)} at a time: {_gib_words(size * room.count)}",
+        expected=f"at most the {_gib_words(free)} that are free in {folder}",
         advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
     )
+    return replace(check, needed_bytes=size)
 
 
 def estimate_step_bytes(model: PreTrainedModel, config: TrialConfig) -> int:

@@ -96,7 +96,7 @@ def common_words(files: list[Path]) -> Hashes:
     return np.sort(words[np.argsort(-counts, kind="stable")[:COMMON_WORDS]])
 
 
-def count_words(data: Bytes, starts: Ints, common: Hashes) -> tuple[Ints, Ints, Ints]:
+def word_counts(data: Bytes, starts: Ints, common: Hashes) -> tuple[Ints, Ints, Ints]:
     """Return for each unit of `data` its words, those of them among `common`, and its bytes that prose may have."""
     word_starts, hashes = _words(data)
     unit = np.searchsorted(starts, word_starts, side="right") - 1

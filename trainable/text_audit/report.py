@@ -12,7 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trainable.data.corpus import counted, size_words
+from trainable.data.corpus import size_words
+from trainable.errors import count_words
 from trainable.text_audit.audit_findings import MAX_FINDINGS
 from trainable.text_audit.audit_values import KINDS, AuditFinding, AuditReport, Place
 from trainable.text_audit.clean import CleanSummary
@@ -46,7 +47,7 @@ def render(report: AuditReport) -> RenderableType:
     one = len(report.files) == 1
     source = report.files[0].name if one else f"{len(report.files):,} files under {os.path.commonpath(report.files)}"
     head = Text(
-        f"{source}: {report.tokens:,} tokens, {counted(report.lines, 'line')}, {size_words(report.bytes)}{where}"
+        f"{source}: {report.tokens:,} tokens, {count_words(report.lines, 'line')}, {size_words(report.bytes)}{where}"
     )
     if not report.findings:
         return Group(head, *_comparison(report), Text("Nothing wrong found.", style="bold green"))
@@ -102,9 +103,9 @@ def render_clean(summary: CleanSummary) -> RenderableType:
     less = summary.source_bytes - summary.bytes
     lines = [f"{summary.out}: {size_words(summary.bytes)}, {less:,} bytes less than the source, which is untouched."]
     for kind, removed in summary.removed.items():
-        lines.append(f"  removed {counted(removed.lines, 'line')}, {removed.tokens:,} tokens: {_words(kind)}")
+        lines.append(f"  removed {count_words(removed.lines, 'line')}, {removed.tokens:,} tokens: {_words(kind)}")
     if summary.repaired_lines:
-        lines.append(f"  repaired {counted(summary.repaired_lines, 'line')}: encoding debris")
+        lines.append(f"  repaired {count_words(summary.repaired_lines, 'line')}: encoding debris")
     if not summary.removed and not summary.repaired_lines:
         lines.append("  nothing to remove or repair")
     if summary.kept_kinds:
@@ -202,7 +203,7 @@ def _label(kind: str, report: AuditReport) -> str:
     total = report.totals.get(kind)
     if total is None:
         return _words(kind)
-    return f"{_words(kind)}  ({counted(total.findings, 'place')}, {total.frac:.2%})"
+    return f"{_words(kind)}  ({count_words(total.findings, 'place')}, {total.frac:.2%})"
 
 
 def _draw_curve(axis: "Axes", report: AuditReport, name: str, label: str, *, is_share: bool) -> None:

@@ -9,7 +9,7 @@ from scipy.special import entr
 
 from trainable.data.tokens import Progress
 from trainable.text_audit.debris import MARKUP, debris_of
-from trainable.text_audit.language import common_words, count_words, unit_scripts
+from trainable.text_audit.language import common_words, unit_scripts, word_counts
 from trainable.text_audit.ngrams import covered, marked_spans, marks_between
 from trainable.text_audit.text import Piece, Source, iter_pieces
 from trainable.text_audit.units import Bytes, Cuts, Flags, Floats, Hashes, Ints, Units, byte_set, cut_units
@@ -162,7 +162,7 @@ def _mark_columns(piece: Piece, cuts: Cuts, common: Hashes) -> dict[str, npt.NDA
     types = np.zeros(count, dtype=np.uint8)
     np.bitwise_or.at(types, unit, (1 << type_).astype(np.uint8))
     hits, markup = (np.bincount(unit[kind], minlength=count) for kind in (type_ < MARKUP, type_ >= MARKUP))
-    words, known, prose = count_words(piece.data, cuts.starts, common)
+    words, known, prose = word_counts(piece.data, cuts.starts, common)
     counts = {"debris": hits, "markup": markup, "words": words, "common_words": known, "prose_bytes": prose}
     return {
         "noisy": noisy_units(piece.data, cuts.starts),

@@ -2,10 +2,10 @@
 
 import math
 
-from results.export import train_command
+from results.export import make_words, train_command
 from results.ranking import final_loss
 from results.report.facts.analysis import Measured, Row, parameter_values
-from results.study.folder import Study
+from results.study.folder import STUDIES_DIR, Study
 from results.winner import Winner, evidence_words, headline, notes, warning_words, way_words
 from results.words import label, unit
 from spaces.warmup import WARMUP_FRAC
@@ -33,8 +33,15 @@ def answer_facts(study: Study, measured: Measured) -> Row:
         "baseline": _side(winner.baseline),
         "val_loss_difference": winner.search_difference,
         "changes": _changes(measured, winner.trial, winner.baseline),
-        "export": train_command(study, winner) if winner.trial else None,
+        "export": _train_words(study, winner) if winner.trial else None,
     }
+
+
+def _train_words(study: Study, winner: Winner) -> str:
+    """Return the command as another shell than the study's own takes it."""
+    words, folder = train_command(study, winner), study.path.parent
+    is_found = folder == STUDIES_DIR or "STUDY=" not in words
+    return words if is_found else f"{words} {make_words({'STUDIES_DIR': str(folder)})}"
 
 
 def _proof(winner: Winner) -> Row:
@@ -46,7 +53,8 @@ def _proof(winner: Winner) -> Row:
     elif winner.standing == "unproven":
         state = "not_confirmed" if winner.under_way is None else "under_way"
     numbers = {name: None if verdict is None else getattr(verdict, name) for name in fields}
-    return {"state": state, "words": evidence_words(winner), "attempt": winner.attempt, **numbers}
+    attempt = winner.attempt and winner.attempt.number
+    return {"state": state, "words": evidence_words(winner), "attempt": attempt, **numbers}
 
 
 def _side(trial: Row | None) -> Row | None:

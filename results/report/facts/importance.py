@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from results.ranking import final_loss, leaderboard
 from results.report.facts.analysis import Measured, Row
-from results.words import count_words, label, list_words, percent_words, token_words
+from results.words import label, list_words, percent_words, token_words
 from spaces.domains import SearchParameter
 from spaces.optuna_domains import distribution_of
+from trainable.errors import count_words
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -8,10 +8,11 @@ from typing import Any
 
 from results.ranking import final_loss, is_less, leaderboard
 from results.report.facts.analysis import Measured, Row
-from results.words import count_words, label, percent_words, range_words, value_words
+from results.words import label, percent_words, range_words, value_words
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, config_from
+from trainable.errors import count_words
 
 EDGE_FRAC = 0.05
 """A value within this share of a range's end is on its edge."""

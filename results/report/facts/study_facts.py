@@ -23,11 +23,12 @@ from results.report.facts.searched_parameters import edges, instability, ordered
 from results.samples import MODELS, samples_json
 from results.study.folder import Study
 from results.winner import find_winner, start_val_loss
-from results.words import budget_words, count_words, early_end_words, evaluation_words, label, percent_words, unit
+from results.words import budget_words, early_end_words, evaluation_words, label, percent_words, unit
 from spaces.budget import budget_of
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
+from trainable.errors import count_words
 
 FACTS_VERSION = 1
 PAUSE_S = 600.0
@@ -122,10 +123,10 @@ def _confirmation_facts(attempts: Sequence[Attempt], rows: Sequence[Row]) -> Row
 def _fresh_means(measured: Measured, confirmation: Row | None) -> Row | None:
     """Return the winner's and the baseline's mean val_loss over the fresh seeds on which both completed."""
     winner, baseline = measured.winner.trial, measured.winner.baseline
-    number = measured.winner.attempt
-    if confirmation is None or number is None or winner is None or baseline is None:
+    attempt = measured.winner.attempt
+    if confirmation is None or attempt is None or winner is None or baseline is None:
         return None
-    runs = confirmation["attempts"][number - 1]["runs"]
+    runs = confirmation["attempts"][attempt.number - 1]["runs"]
     ours, theirs = (
         stable_losses({run["seed"]: ranking.final_loss(run) for run in runs if run["of_trial"] == row["trial_id"]})
         for row in (winner, baseline)

@@ -7,7 +7,8 @@ from typing import Any
 from results.report.figures import marks
 from results.report.figures.marks import Row
 from results.report.figures.traces import short
-from results.words import STATUS_LABELS, count_words, loss_words, percent_words
+from results.words import STATUS_LABELS, loss_words, percent_words
+from trainable.errors import count_words
 
 MAX_CURVE_POINTS = 24_000
 """Of all curves together: as many as a browser draws without a pause."""

@@ -9,7 +9,7 @@ import torch
 from trainable.checkpoint.foreign import OLD_BUFFERS
 from trainable.errors import UserError
 
-MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
+MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}
 EXAMINED_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_NUMBER = 1e9
 """A larger number is not a learning rate."""
