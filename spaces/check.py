@@ -1,6 +1,6 @@
 """Checks of a search space as a whole, beyond its single keys. SearchSpace puts the file's name before each message."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil, prod
@@ -111,7 +111,7 @@ def check_sizes(
     is_grace_fixed: the first evaluation is at the scheduler's grace_tokens, which do not follow the budget.
     warmup_steps: of a trial whose warm-up is not searched.
     """
-    for point in _largest_points(parameters):
+    for point in largest_points(parameters, (*SIZES, "warmup_steps", "lr_schedule")):
         values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
         step_tokens, budget_tokens = prod(values[name] for name in SIZES), budget.tokens
         sizes = " x ".join(f"{name}={values[name]}" for name in SIZES if values[name] > 1)
@@ -144,14 +144,13 @@ def _rounded_up(tokens: int) -> int:
     return -(-tokens // scale) * scale
 
 
-def _largest_points(parameters: Sequence[SearchParameter]) -> Iterator[dict[str, Any]]:
-    """Yield the combinations that need the most tokens per step and the most warm-up steps.
+def largest_points(parameters: Sequence[SearchParameter], names: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the combinations of the largest values of the named parameters, with those on which they depend.
 
     Values of a parameter that make the same children active differ in size only. The largest of each such group stands
     for it, so that there are few combinations even in a space of millions.
     """
-    by_name = {parameter.name: parameter for parameter in parameters}
-    wanted = {name for name in (*SIZES, "warmup_steps", "lr_schedule") if name in by_name}
+    wanted = {parameter.name for parameter in parameters if parameter.name in names}
     for parameter in reversed(parameters):
         if parameter.name in wanted and parameter.condition is not None:
             wanted.add(parameter.condition.parent)
