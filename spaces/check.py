@@ -7,7 +7,7 @@ from math import ceil, prod
 from typing import Any
 
 from spaces.budget import MAX_DEVICE_S, MAX_TOKENS, Budget, duration_text
-from spaces.domains import Choice, SearchParameter, has_one_point, points
+from spaces.domains import Choice, SearchParameter, has_one_point, points, with_parents
 from spaces.protocol import Evaluation, Scheduler, Searcher
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig
 from trainable.errors import UserError, check_bounds
@@ -150,11 +150,7 @@ def largest_points(parameters: Sequence[SearchParameter], names: Collection[str]
     Values of a parameter that make the same children active differ in size only. The largest of each such group stands
     for it, so that there are few combinations even in a space of millions.
     """
-    wanted = {parameter.name for parameter in parameters if parameter.name in names}
-    for parameter in reversed(parameters):
-        if parameter.name in wanted and parameter.condition is not None:
-            wanted.add(parameter.condition.parent)
-    chosen = [parameter for parameter in parameters if parameter.name in wanted]
+    chosen = with_parents(parameters, names)
     conditions = [p.condition for p in chosen if p.condition is not None]
 
     def largest(parameter: SearchParameter) -> list[Any]:

@@ -1,7 +1,7 @@
 """Domains and conditions of single hyperparameters, and the points they span. No files, no samplers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -134,6 +134,15 @@ def points(
                 yield {**point, last.name: value}
         else:
             yield point
+
+
+def with_parents(parameters: Sequence[SearchParameter], names: Collection[str]) -> list[SearchParameter]:
+    """Return the named parameters and those on which they depend. `parameters` stand in topological order."""
+    wanted = {*names}
+    for parameter in reversed(parameters):
+        if parameter.name in wanted and parameter.condition is not None:
+            wanted.add(parameter.condition.parent)
+    return [parameter for parameter in parameters if parameter.name in wanted]
 
 
 def active_point(parameters: Sequence[SearchParameter], values: Mapping[str, Any]) -> dict[str, Any]:

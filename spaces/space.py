@@ -143,7 +143,7 @@ class SearchSpace:
         return active_point(self.parameters, self._baseline_values())
 
     def baseline_with(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the baseline's point with `values` in it. What they make active has the value next to the baseline's."""
+        """Return the baseline's point with `values` in it; what they make active is near to the baseline's."""
         own = self._baseline_values()
         near = {parameter.name: parameter.domain.nearest(own[parameter.name]) for parameter in self.parameters}
         return active_point(self.parameters, {**near, **values})

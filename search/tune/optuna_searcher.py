@@ -19,7 +19,7 @@ from spaces.budget import Milestones
 from spaces.domains import Choice, IntRange, SearchParameter, points
 from spaces.optuna_domains import distribution_of, suggest
 from spaces.space import SearchSpace
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, without_seed
 from trainable.rows import PENALTY_NATS, objective
 
 OBJECTIVE = "objective"
@@ -188,11 +188,11 @@ class SpaceSearcher(TrialSearcher):
 
     def _draw(self, known: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
         """Return a new point: an end of the sizes after the ladder, then the sampler's; None where none is left."""
-        run = {trial.config for trial in known}
+        run = {without_seed(trial.config) for trial in known}
 
         def is_new(point: Mapping[str, Any]) -> bool:
             config = self._space.config_for(point)
-            return config not in run and _too_large(config, known) is None
+            return without_seed(config) not in run and _too_large(config, known) is None
 
         start = self._start_known(known)
         if len(known) < self._start_count:

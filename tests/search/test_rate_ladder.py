@@ -106,7 +106,7 @@ def test_the_best_rate_goes_with_the_square_root_of_the_tokens_a_step_to_both_en
 
 
 def test_an_end_of_the_sizes_is_a_point_of_the_space_where_other_sizes_depend_on_it() -> None:
-    """The baseline's block of 256 is none of those that go with a batch of 4, and its accumulation goes with 8 alone."""
+    """The baseline's block of 256 does not go with a batch of 4, and its accumulation with 8 alone."""
     tables: dict[str, Any] = {
         "trials": 12,
         "baseline": {"batch_size": 8, "block_size": 256, "grad_accum_steps": 2},

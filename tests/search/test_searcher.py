@@ -549,6 +549,26 @@ def test_a_small_space_of_choices_is_tried_whole_and_nothing_in_it_twice(seed: i
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
+def test_what_differs_only_in_what_no_trial_reads_is_not_run_again(name: str) -> None:
+    """A rank without adapters trains the same run: of the four points of the space three are different."""
+    tables: dict[str, Any] = {
+        "trials": 8,
+        "baseline": {"batch_size": 4, "block_size": 32},
+        "budget": {"tokens": 12_800},
+        "evaluation": {"tokens": 256, "count": 4},
+        "searcher": {"name": name},
+        "search": {"use_lora": {"choice": [False, True]}, "lora_rank": {"choice": [4, 8]}},
+    }
+    searcher = make_searcher(space_from_tables(tables, name="small", path="small.toml"))
+    found = []
+    while isinstance(proposal := searcher.suggest("t"), dict):
+        found.append((proposal["trial"]["use_lora"], proposal["trial"]["lora_rank"]))
+        searcher.log.end(proposal["trial_id"], "completed", 4.0)
+    assert sorted(found) == [(False, 8), (True, 4), (True, 8)]
+    assert searcher.exhausted
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
 def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again_once_that_is_known(name: str) -> None:
     space = make_space(name, trials=21)
     proposals = propose(make_searcher(space), 12)
