@@ -32,6 +32,7 @@ UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
 MANY_PASSES = 3.0
 """Over a small text: what a model gains from more of them is that text alone."""
+WAS_STOPPED = "it was stopped as unstable"
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
 _BROKEN = ("unstable", "out_of_memory", "failed")
@@ -94,7 +95,7 @@ def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnos
     own = Diagnosis(
         kind=kind,
         confidence=1.0,
-        summary=f"it was stopped as unstable: {trial['verdict']}",
+        summary=f"{WAS_STOPPED}: {trial['verdict']}",
         evidence=same.evidence if same else str(trial["verdict"]),
         next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
         steps=(trial["optimizer_steps"],) * 2,
@@ -212,7 +213,7 @@ def _chosen(trials: Sequence[Row]) -> list[int]:
 
 def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
     context, rows = context_of_study(study), {row["trial_id"]: row for row in study.trials()}
-    by_kind: dict[str, list[tuple[int, Diagnosis]]] = {}
+    by_kind: dict[tuple[str, bool], list[tuple[int, Diagnosis]]] = {}
     for trial_id in trial_ids:
         try:
             trace = trace_of_trial(study, trial_id)
@@ -220,7 +221,9 @@ def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
             # Its steps are torn or gone; the endings above still count.
             continue
         for finding in _with_own_verdict(rows[trial_id], diagnose(trace, context=context)):
-            by_kind.setdefault(finding.kind, []).append((trial_id, finding))
+            # A trial's own verdict is said of no other trial, such as a baseline that diverged and was not ended.
+            is_own = finding.summary.startswith(WAS_STOPPED)
+            by_kind.setdefault((finding.kind, is_own), []).append((trial_id, finding))
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)
         others = sorted(other for other, _ in cases if other != trial_id)
