@@ -214,6 +214,30 @@ def test_a_baseline_that_broke(study: Study, make_trial: Callable[..., dict[str,
     assert "unstable_trials" not in kinds
 
 
+def test_what_broke_without_a_verdict_is_found_in_the_study_and_in_the_trial(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    """The study's next step names the trial, of which nothing may be recorded."""
+    fill(study, make_trial, [1e-3, 2e-3, 3e-3], unstable=set())
+    rows = study.trials()
+    broke = {"val_loss": None, "optimizer_steps": 0, "tokens_seen": 0, "batch_size": 64}
+    write_table(study.trials_path, [{**rows[0], "status": "out_of_memory", **broke}, *rows[1:]], TRIALS)
+    write_table(study.metrics_path, [row for row in study.metrics() if row["trial_id"]], METRICS)
+    study.steps_path(0).unlink()
+    report = report_of_study(study)
+    assert report.about == "study of 3 trials: 2 completed, 1 out of memory"
+    assert report.findings[0].summary == "1 of 3 trials ran out of memory"
+    assert report.findings[0].evidence == "after 0 steps, batch x block 64 x 128 in fp32"
+    assert report.findings[1].next_step.endswith(f"make diagnose TARGET={study.name}/0")
+    [finding] = report_of_trial(study, 0).findings
+    assert (finding.kind, finding.summary) == ("out_of_memory", "trial 0 ran out of memory")
+    write_table(study.trials_path, [*rows[:2], {**rows[2], "status": "failed", "optimizer_steps": 1}], TRIALS)
+    [finding] = report_of_trial(study, 2).findings
+    assert (finding.summary, finding.evidence) == ("trial 2 failed", "after 1 step, batch x block 32 x 128 in fp32")
+    with pytest.raises(UserError, match="has no trial 7"):
+        report_of_trial(study, 7)
+
+
 def test_an_empty_study_and_torn_steps(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
     assert diagnose_study(study) == []
     assert report_of_study(study).about == "study of 0 trials: none has started"
