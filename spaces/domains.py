@@ -116,6 +116,12 @@ class SearchParameter:
         condition = self.condition
         return condition is None or (condition.parent in point and point[condition.parent] in condition.values)
 
+    def __str__(self) -> str:
+        words = f"{self.name} {self.domain}"
+        if (condition := self.condition) is not None:
+            words += f", where {condition.parent} is {' or '.join(map(str, condition.values))}"
+        return words
+
 
 def points(
     parameters: Sequence[SearchParameter], values_of: Callable[[SearchParameter], Sequence[Any]]

@@ -66,7 +66,7 @@ class WarmStart:
     def words(self, trials: int) -> str:
         """Return a line for a person; trials: of the search, with the baseline."""
         told = (
-            f"{len(self.told)} of its results are told to the searcher"
+            f"{len(self.told)} of its results {'is' if len(self.told) == 1 else 'are'} told to the searcher"
             if self.told
             else "its losses cannot be compared"
         )
