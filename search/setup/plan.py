@@ -253,7 +253,7 @@ def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     """Return the baseline at the largest sizes that the space can propose; several where one depends on another."""
     lora = space.domain("use_lora")
     # Gradients and moments of every weight.
-    whole = {"use_lora": False} if lora is not None and False in lora.examples() else {}
+    whole: dict[str, Any] = {"use_lora": False} if lora is not None and False in lora.examples() else {}
     sizes = ("batch_size", "block_size", "lora_rank")
     return [
         replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **whole)
