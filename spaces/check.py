@@ -1,13 +1,13 @@
 """Checks of a search space as a whole, beyond its single keys. SearchSpace puts the file's name before each message."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil, prod
 from typing import Any
 
 from spaces.budget import MAX_DEVICE_S, MAX_TOKENS, Budget, duration_text
-from spaces.domains import Choice, SearchParameter, has_one_point, points
+from spaces.domains import Choice, SearchParameter, has_one_point, points, with_parents
 from spaces.protocol import Evaluation, Scheduler, Searcher
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig, variable_of
 from trainable.errors import UserError, check_bounds
@@ -120,7 +120,7 @@ def check_sizes(
     is_own: the file is wrong by itself and has to be edited: variables change one that is right.
     warmup_steps: of a trial whose warm-up is not searched.
     """
-    for point in _largest_points(parameters):
+    for point in largest_points(parameters, (*SIZES, "warmup_steps", "lr_schedule")):
         values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
         step_tokens, budget_tokens = prod(values[name] for name in SIZES), budget.tokens
         names = [name for name in SIZES if values[name] > 1]
@@ -156,18 +156,13 @@ def _rounded_up(tokens: int) -> int:
     return -(-tokens // scale) * scale
 
 
-def _largest_points(parameters: Sequence[SearchParameter]) -> Iterator[dict[str, Any]]:
-    """Yield the combinations that need the most tokens per step and the most warm-up steps.
+def largest_points(parameters: Sequence[SearchParameter], names: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the combinations of the largest values of the named parameters, with those on which they depend.
 
     Values of a parameter that make the same children active differ in size only. The largest of each such group stands
     for it, so that there are few combinations even in a space of millions.
     """
-    by_name = {parameter.name: parameter for parameter in parameters}
-    wanted = {name for name in (*SIZES, "warmup_steps", "lr_schedule") if name in by_name}
-    for parameter in reversed(parameters):
-        if parameter.name in wanted and parameter.condition is not None:
-            wanted.add(parameter.condition.parent)
-    chosen = [parameter for parameter in parameters if parameter.name in wanted]
+    chosen = with_parents(parameters, names)
     conditions = [p.condition for p in chosen if p.condition is not None]
 
     def largest(parameter: SearchParameter) -> list[Any]:

@@ -1,7 +1,7 @@
 """Domains and conditions of single hyperparameters, and the points they span. No files, no samplers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -116,6 +116,12 @@ class SearchParameter:
         condition = self.condition
         return condition is None or (condition.parent in point and point[condition.parent] in condition.values)
 
+    def __str__(self) -> str:
+        words = f"{self.name} {self.domain}"
+        if (condition := self.condition) is not None:
+            words += f", where {condition.parent} is {' or '.join(map(str, condition.values))}"
+        return words
+
 
 def points(
     parameters: Sequence[SearchParameter], values_of: Callable[[SearchParameter], Sequence[Any]]
@@ -134,6 +140,15 @@ def points(
                 yield {**point, last.name: value}
         else:
             yield point
+
+
+def with_parents(parameters: Sequence[SearchParameter], names: Collection[str]) -> list[SearchParameter]:
+    """Return the named parameters and those on which they depend. `parameters` stand in topological order."""
+    wanted = {*names}
+    for parameter in reversed(parameters):
+        if parameter.name in wanted and parameter.condition is not None:
+            wanted.add(parameter.condition.parent)
+    return [parameter for parameter in parameters if parameter.name in wanted]
 
 
 def active_point(parameters: Sequence[SearchParameter], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,21 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from spaces.budget import MAX_TOKENS, Budget, Speeds, budget_of, duration_text
-from spaces.domains import Choice, Condition, Domain, IntRange, SearchParameter, active_point, has_one_point
+from spaces.domains import (
+    Choice,
+    Condition,
+    Domain,
+    IntRange,
+    SearchParameter,
+    active_point,
+    has_one_point,
+    points,
+    with_parents,
+)
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
@@ -219,20 +228,15 @@ def _widened(domain: Domain, value: Any) -> Domain:
 
 def unread_words(space: SearchSpace) -> list[str]:
     """Return a line for each parameter that is searched and that no trial reads."""
-    parents = {
-        name: domain.examples() if (domain := space.domain(name)) else [getattr(space.baseline, name)]
-        for name in ("lr_schedule", "use_lora")
-    }
-    every = [
-        replace(space.baseline, warmup_steps=0, **dict(zip(parents, values, strict=True)))
-        for values in product(*parents.values())
-    ]
     lines = []
     for name in (parameter.name for parameter in space.parameters):
         parent = "use_lora" if name.startswith("lora_") else "lr_schedule"
-        if not any(config.reads(name) for config in every):
-            values = " or ".join(map(str, parents[parent]))
-            lines.append(f"{name} is searched, and no trial reads it: {parent} is {values}")
+        chosen = with_parents(space.parameters, (name, parent))
+        active = [point for point in points(chosen, lambda one: one.domain.examples()) if name in point]
+        values = dict.fromkeys(point.get(parent, getattr(space.baseline, parent)) for point in active)
+        if not any(replace(space.baseline, warmup_steps=0, **{parent: value}).reads(name) for value in values):
+            words = " or ".join(map(str, values))
+            lines.append(f"{name} is searched, and no trial reads it: {parent} is {words}")
     return lines
 
 

@@ -143,6 +143,12 @@ class SearchSpace:
         """Return the baseline as a point of the space: its active parameters."""
         return active_point(self.parameters, self._baseline_values())
 
+    def baseline_with(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the baseline's point with `values` in it; what they make active is near to the baseline's."""
+        own = self._baseline_values()
+        near = {parameter.name: parameter.domain.nearest(own[parameter.name]) for parameter in self.parameters}
+        return active_point(self.parameters, {**near, **values})
+
     def _baseline_values(self) -> dict[str, Any]:
         names = [parameter.name for parameter in self.parameters]
         return {n: self.baseline_warmup_frac if n == WARMUP_FRAC else getattr(self.baseline, n) for n in names}

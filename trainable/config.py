@@ -207,8 +207,9 @@ def config_from(values: Mapping[str, Any]) -> TrialConfig:
 
 
 def without_seed(config: TrialConfig) -> TrialConfig:
-    """Return what two runs of the same configuration have in common: no seed, and no warm-up that nobody reads."""
-    return replace(config, seed=0, warmup_steps=config.warmup_steps if config.has_warmup else 0)
+    """Return what two runs of the same configuration have in common: no seed, and nothing that neither reads."""
+    unread = {name: getattr(DOCUMENTED, name) for name in HYPERPARAMETERS if not config.reads(name)}
+    return replace(config, seed=0, **unread)
 
 
 def shape_of(config: TrialConfig) -> TrialConfig:

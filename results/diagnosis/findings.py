@@ -19,6 +19,8 @@ EXPLAINS: Mapping[str, int] = {
     "loss_too_low": 78,
     "resume_jump": 77,
     "unstable_trials": 76,
+    "out_of_memory": 75,
+    "failed": 74,
     "poisoned_optimizer": 72,
     "plateau": 66,
     "overfitting": 64,

@@ -15,17 +15,27 @@ from results.ranking import baseline_trial, ending_counts, final_loss, leaderboa
 from results.study.folder import Study
 from results.study.planned_run import Row
 from results.winner import is_worse, start_val_loss, winner_of, worse_words
-from results.words import STATUS_LABELS, list_words, percent_words, range_words, value_words
-from trainable.errors import UserError, count_words
+from results.words import STATUS_LABELS, batch_words, list_words, percent_words, range_words, value_words
+from trainable.errors import UserError, count_words, first_of
 from trainable.model.model_names import PRESETS
 
 UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
 MANY_PASSES = 3.0
 """Over a small text: what a model gains from more of them is that text alone."""
+WAS_STOPPED = "it was stopped as unstable"
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
 _BROKEN = ("unstable", "out_of_memory", "failed")
+_WITHOUT_A_VERDICT = {
+    "out_of_memory": (
+        "ran out of memory",
+        "leave such sizes out of the space, or set a lower BATCH_SIZE with as much more GRAD_ACCUM_STEPS; "
+        "CONCURRENCY=1 leaves a trial all of the memory",
+    ),
+    "failed": ("failed", "the error is in the study's search.log: a fault of the program or the machine, no setting's"),
+}
+"""By status: what the trial did, and what to do."""
 
 
 def context_of_study(study: Study) -> Context:
@@ -43,10 +53,20 @@ def context_of_study(study: Study) -> Context:
 
 def report_of_trial(study: Study, trial_id: int) -> Report:
     """Return the report of one trial, with the verdict that ended it. Raises UserError."""
-    report = report_of_trace(trace_of_trial(study, trial_id), context=context_of_study(study))
-    trial = next(row for row in study.trials() if row["trial_id"] == trial_id)
-    findings = _with_own_verdict(trial, report.findings) or _made_worse(study, trial)
-    return replace(report, findings=tuple(findings))
+    trial = next((row for row in study.trials() if row["trial_id"] == trial_id), None)
+    broken = [] if trial is None else list(_broken([trial]))
+    try:
+        report = report_of_trace(trace_of_trial(study, trial_id), context=context_of_study(study))
+    except UserError:
+        if not broken:
+            raise
+        # Before its first step.
+        return Report(
+            target=f"trial {trial_id} of study {study.name}", about="no step was recorded", findings=tuple(broken)
+        )
+    assert trial is not None
+    found = ranked([*broken, *_with_own_verdict(trial, report.findings)])
+    return replace(report, findings=tuple(found or _made_worse(study, trial)))
 
 
 def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
@@ -83,7 +103,7 @@ def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnos
     own = Diagnosis(
         kind=kind,
         confidence=1.0,
-        summary=f"it was stopped as unstable: {trial['verdict']}",
+        summary=f"{WAS_STOPPED}: {trial['verdict']}",
         evidence=same.evidence if same else str(trial["verdict"]),
         next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
         steps=(trial["optimizer_steps"],) * 2,
@@ -94,7 +114,7 @@ def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnos
 def report_of_study(study: Study) -> Report:
     """Return the study's report. Raises UserError when a file of it is damaged."""
     trials = _judged_trials(study)
-    counts = ", ".join(f"{count} {status}" for status, count in ending_counts(trials).items() if count)
+    counts = ", ".join(f"{n} {STATUS_LABELS[status]}" for status, n in ending_counts(trials).items() if n)
     findings = diagnose_study(study)
     baseline = baseline_trial(trials)
     trace = None
@@ -117,7 +137,8 @@ def diagnose_study(study: Study) -> list[Diagnosis]:
     Raises UserError when a file of the study is damaged.
     """
     trials = _judged_trials(study)
-    found = [*_unstable(study, trials), *_baseline(study, trials), *_of_trials(study, _chosen(trials))]
+    found = [*_broken(trials), *_unstable(study, trials), *_baseline(study, trials)]
+    found += _of_trials(study, _chosen(trials))
     return ranked(found or _made_worse(study, winner_of(study).trial))
 
 
@@ -165,6 +186,24 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     )
 
 
+def _broken(trials: Sequence[Row]) -> Iterator[Diagnosis]:
+    for status, (did, next_step) in _WITHOUT_A_VERDICT.items():
+        bad = [trial for trial in trials if trial["status"] == status]
+        if not bad or len(bad) < UNSTABLE_FRAC * len(trials):
+            continue
+        who = f"{len(bad)} of {len(trials)} trials" if len(trials) > 1 else f"trial {bad[0]['trial_id']}"
+        steps = max(trial["optimizer_steps"] for trial in bad)
+        shapes = dict.fromkeys(f"{batch_words(trial)} x {trial['block_size']} in {trial['precision']}" for trial in bad)
+        after = f"after {'at most ' if len(bad) > 1 else ''}{count_words(steps, 'step')}"
+        yield Diagnosis(
+            kind=status,
+            confidence=0.95,
+            summary=f"{who} {did}",
+            evidence=f"{after}, batch x block {first_of(list(shapes))}",
+            next_step=next_step,
+        )
+
+
 def _limit(bad_rates: Sequence[float], good_rates: Sequence[float]) -> float | None:
     """Return the rate from which most trials were unstable and below which most held, if there is one."""
     wrong, limit = min(
@@ -201,7 +240,7 @@ def _chosen(trials: Sequence[Row]) -> list[int]:
 
 def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
     context, rows = context_of_study(study), {row["trial_id"]: row for row in study.trials()}
-    by_kind: dict[str, list[tuple[int, Diagnosis]]] = {}
+    by_kind: dict[tuple[str, bool], list[tuple[int, Diagnosis]]] = {}
     for trial_id in trial_ids:
         try:
             trace = trace_of_trial(study, trial_id)
@@ -209,7 +248,9 @@ def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
             # Its steps are torn or gone; the endings above still count.
             continue
         for finding in _with_own_verdict(rows[trial_id], diagnose(trace, context=context)):
-            by_kind.setdefault(finding.kind, []).append((trial_id, finding))
+            # A trial's own verdict is said of no other trial, such as a baseline that diverged and was not ended.
+            is_own = finding.summary.startswith(WAS_STOPPED)
+            by_kind.setdefault((finding.kind, is_own), []).append((trial_id, finding))
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)
         others = sorted(other for other, _ in cases if other != trial_id)

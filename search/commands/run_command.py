@@ -94,5 +94,5 @@ def header_lines(plan: Plan) -> list[str]:
         f"{budget_words(plan.budget)}, evaluated on the same {evaluation_words(plan.document)}",
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
         f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
-        *(f"searched: {parameter.name} {parameter.domain}" for parameter in space.parameters if not plan.configs),
+        *(f"searched: {parameter}" for parameter in space.parameters if not plan.configs),
     ]

@@ -39,6 +39,11 @@ LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "constant_with_warmup": "warmup_constant",
 }
 """By the Trainer's name; its schedules warm up from 0 and decay to 0."""
+NO_ENV: Mapping[str, str] = {
+    ".toml": "is a space file, which has a [baseline] of its own. Name it by SPACE",
+    ".json": "is no .env file. Name the study or the folder that it is from",
+}
+"""By suffix, of what this program writes too."""
 LONGEST_LINE = 10_000
 """shlex takes time quadratic in the length of a line."""
 PRECISIONS_OF_DTYPES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -125,6 +130,8 @@ def _of_file(text: str, path: Path) -> Baseline:
 
 
 def _of_env(where: str, path: Path) -> _Read:
+    if path.suffix in NO_ENV:
+        raise UserError(f"{where} {NO_ENV[path.suffix]}.")
     try:
         lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

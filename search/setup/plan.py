@@ -30,6 +30,7 @@ from search.tune.fork_server import unusable_characters
 from search.tune.history import WarmStart, best_trials, warm_start_from
 from search.tune.resources import Slots, check_concurrency
 from spaces.budget import Budget, Milestones, Speeds, budget_of
+from spaces.check import largest_points
 from spaces.overrides import Settings, space_of_kind, unread_words, widening_words, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
@@ -137,7 +138,7 @@ def plan_study(
         raise UserError(f"COMPARE={settings.compare} is the baseline itself. Unset it, or name another.")
     loaded = load_for(asked_of(kind, draft, settings, trials_planned=draft.trials), options, progress)
     progress("checking that model, text and settings fit together", 0.0)
-    check_fit(loaded, configs or [draft.baseline, largest_config(draft), *_with_lora(draft)])
+    check_fit(loaded, configs or [draft.baseline, *largest_configs(draft), *_with_lora(draft)])
     slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
 
     def of_space(space: SearchSpace) -> Plan:
@@ -244,22 +245,24 @@ def planned(
 
 
 def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: SearchSpace | None) -> TrialConfig:
-    if configs or space is None:
-        return max(configs or [baseline], key=lambda one: (one.tokens_per_step, not one.use_lora))
-    return largest_config(space)
+    if not configs and space is not None:
+        configs = largest_configs(space)
+    return max(
+        configs or [baseline],
+        key=lambda one: (one.batch_size * one.block_size, one.block_size, not one.use_lora, one.lora_rank),
+    )
 
 
-def largest_config(space: SearchSpace) -> TrialConfig:
-    """Return the baseline with the longest block the space can propose, and the largest batch at it."""
-    values: dict[str, Any] = {
-        parameter.name: max(parameter.domain.examples())
-        for parameter in space.parameters
-        if parameter.name in ("batch_size", "block_size", "lora_rank")
-    }
+def largest_configs(space: SearchSpace) -> list[TrialConfig]:
+    """Return the baseline at the largest sizes that the space can propose; several where one depends on another."""
     lora = space.domain("use_lora")
-    if lora is not None and False in lora.examples():
-        values["use_lora"] = False  # gradients and moments of every weight
-    return replace(space.baseline, **values)
+    # Gradients and moments of every weight.
+    whole: dict[str, Any] = {"use_lora": False} if lora is not None and False in lora.examples() else {}
+    sizes = ("batch_size", "block_size", "lora_rank")
+    return [
+        replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **whole)
+        for point in largest_points(space.parameters, sizes)
+    ]
 
 
 def _with_lora(space: SearchSpace) -> list[TrialConfig]:

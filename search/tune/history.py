@@ -65,10 +65,13 @@ class WarmStart:
 
     def words(self, space: SearchSpace) -> str:
         """Return a line for a person on what a search of the space learns."""
-        learns, best = space.searcher == "tpe", min(len(self.first_points), space.trials - 1)
-        told = f"{len(self.told)} of its results are told to the searcher" if self.told else "its losses do not compare"
-        told = told if learns else f"a {space.searcher} search learns from no result"
-        if not best and not (learns and self.told):
+        count, best = len(self.told), min(len(self.first_points), space.trials - 1)
+        told = f"{count} of its results {'is' if count == 1 else 'are'} told to the searcher"
+        if space.searcher != "tpe":
+            count, told = 0, f"a {space.searcher} search learns from no result"
+        elif not count:
+            told = "its losses do not compare"
+        if not best and not count:
             return f"nothing is learned from study {self.source}: {told}"
         runs = f"; its best {'one runs' if best == 1 else f'{best} run'} after the baseline" if best else ""
         return f"learning from study {self.source}: {told}{runs}"

@@ -19,7 +19,7 @@ from spaces.budget import Milestones
 from spaces.domains import Choice, IntRange, SearchParameter, points
 from spaces.optuna_domains import distribution_of, suggest
 from spaces.space import SearchSpace
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, without_seed
 from trainable.rows import PENALTY_NATS, objective
 
 OBJECTIVE = "objective"
@@ -139,7 +139,8 @@ class SpaceSearcher(TrialSearcher):
         # In a study that was extended, other trials may come first.
         point = trial.point or {}
         others = {name: value for name, value in self._space.baseline_params().items() if name not in (RATE, *SIZES)}
-        return all(point.get(name) == value for name, value in others.items())
+        # An end of the sizes may leave out what the baseline's own size made active.
+        return all(point.get(name, value) == value for name, value in others.items())
 
     def _known_at(self, trial: KnownTrial, *, place: int, lag: int) -> KnownTrial | None:
         """Return the trial as a proposal `lag` places later knows it; None if that is not in yet."""
@@ -187,15 +188,15 @@ class SpaceSearcher(TrialSearcher):
 
     def _draw(self, known: Sequence[KnownTrial]) -> Mapping[str, Any] | None:
         """Return a new point: an end of the sizes after the ladder, then the sampler's; None where none is left."""
-        run = {trial.config for trial in known}
+        run = {without_seed(trial.config) for trial in known}
 
         def is_new(point: Mapping[str, Any]) -> bool:
             config = self._space.config_for(point)
-            return config not in run and _too_large(config, known) is None
+            return without_seed(config) not in run and _too_large(config, known) is None
 
         start = self._start_known(known)
         if len(known) < self._start_count:
-            ends = size_ends(self._space.parameters, self._space.baseline_params(), start)
+            ends = size_ends(self._space, start)
             end = ends[len(known) - len(self._decided)] if ends else None
             if end is not None and is_new(end):
                 return end
@@ -328,10 +329,14 @@ def _members(parameter: SearchParameter) -> Sequence[Any] | None:
 
 
 def _too_large(config: TrialConfig, trials: Iterable[KnownTrial]) -> KnownTrial | None:
-    """Return the trial that ran out of memory at the same shape or a smaller one, if any."""
+    """Return the trial that ran out of memory at the same shape or a smaller one, if any.
+
+    Adapters need less than all weights, and half precision less than fp32: of those it tells nothing.
+    """
     for trial in trials:
         known = trial.config
         as_large = config.batch_size >= known.batch_size and config.block_size >= known.block_size
-        if trial.status == "out_of_memory" and as_large:
+        as_wide = config.use_lora <= known.use_lora and config.precision in (known.precision, "fp32")
+        if trial.status == "out_of_memory" and as_large and as_wide:
             return trial
     return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from search.tune.history import KnownTrial
 from spaces.domains import FloatRange, SearchParameter
+from spaces.space import SearchSpace
 from trainable.rows import PENALTY_NATS, objective
 
 RATE = "learning_rate"
@@ -40,21 +41,20 @@ def ladder_points(
     return [{**baseline, RATE: rate} for rate in rates if abs(math.log10(rate / baseline[RATE])) > SAME_DECADES]
 
 
-def size_ends(
-    parameters: Sequence[SearchParameter], baseline: Mapping[str, Any], ladder: Sequence[KnownTrial]
-) -> list[dict[str, Any]]:
+def size_ends(space: SearchSpace, ladder: Sequence[KnownTrial]) -> list[dict[str, Any]]:
     """Return the baseline with the smallest and with the largest batch and block, at the ladder's best rate.
 
     The rate goes with the square root of the tokens a step (Malladi et al. 2022, for Adam).
     """
-    domain, best = _range(parameters), _best(ladder)
+    domain, best, baseline = _range(space.parameters), _best(ladder), space.baseline_params()
     if domain is None or best is None:
         return []
     points = []
     for end in (min, max):
-        point = {**baseline, **{one.name: end(one.domain.examples()) for one in sizes(parameters)}}
-        growth = math.prod(point[one.name] / baseline[one.name] for one in sizes(parameters))
-        points.append({**point, RATE: domain.nearest(best.config.learning_rate * math.sqrt(growth))})
+        size = {one.name: end(one.domain.examples()) for one in sizes(space.parameters)}
+        growth = math.prod(value / baseline[name] for name, value in size.items())
+        rate = domain.nearest(best.config.learning_rate * math.sqrt(growth))
+        points.append(space.baseline_with({**size, RATE: rate}))
     return points
 
 

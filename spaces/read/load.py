@@ -16,6 +16,8 @@ from trainable.config import BASELINES, HYPERPARAMETERS, TrialConfig, make_confi
 from trainable.errors import UserError
 from trainable.stability.rules import StabilityRules, make_rules
 
+_NO_FILE = " A file or a study is named on the command line, by BASELINE=."
+
 
 def load_space(name_or_path: str) -> SearchSpace:
     """Return the space of that name in spaces/, or in the file at that path, which ends in .toml.
@@ -34,7 +36,7 @@ def space_from_toml(text: str, *, name: str, path: str) -> SearchSpace:
 def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> SearchSpace:
     """Return the space that a parsed file says. Raises UserError, one line that begins with `path`."""
     top = Table(path, "", tables)
-    top.allow(TOP_KEYS)
+    top.allow(TOP_KEYS, why_not={"seed": "which SEED sets for a study."})
     check_integers(top)
     description = " ".join(top.text("description", "").split())
     baseline_name, baseline, warmup_frac = _read_baseline(top)
@@ -73,15 +75,14 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
 
 def _read_baseline(top: Table) -> tuple[str, TrialConfig, float | None]:
     if not isinstance(top.values.get("baseline", ""), dict):
-        remedy = " A file or a study is named on the command line, by BASELINE=."
-        name = top.text("baseline", "documented", BASELINES, remedy=remedy)
+        name = top.text("baseline", "documented", BASELINES, remedy=_NO_FILE)
         return name, BASELINES[name], None
     table = top.table("baseline")
     names = [key for key in HYPERPARAMETERS if key != "seed"]
     table.allow(("from", *names, WARMUP_FRAC), why_not={"seed": "which SEED sets for every trial of a study."})
     if table.has("warmup_steps") and table.has(WARMUP_FRAC):
         raise table.error("has warmup_steps and warmup_frac, which set the same thing. Drop one.")
-    name = table.text("from", "documented", BASELINES)
+    name = table.text("from", "documented", BASELINES, remedy=_NO_FILE)
     values = {key: read_value(table, key, key, value) for key, value in table.values.items() if key != "from"}
     warmup_frac = values.pop(WARMUP_FRAC, None)
     try:

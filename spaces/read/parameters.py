@@ -110,7 +110,8 @@ def _read_condition(table: Table, domains: Mapping[str, Domain]) -> Condition | 
         raise when.error(f"names {shown(parent)}, which is not searched here.{did_you_mean(parent[:60], domains)}")
     domain = domains[parent]
     if not isinstance(domain, Choice) or parent == WARMUP_FRAC:
-        raise when.error(f"names '{parent}', {domain}; a condition needs a hyperparameter searched by choice.")
+        what = "a share" if parent == WARMUP_FRAC else domain
+        raise when.error(f"names '{parent}', {what}; a condition needs a hyperparameter searched by choice.")
     values = tuple(read_value(when, parent, parent, value) for value in when.array(parent))
     for value in values:
         if not domain.contains(value):

@@ -10,6 +10,15 @@ from trainable.errors import UserError, did_you_mean, reason
 
 SPACES_DIRECTORY = Path(__file__).resolve().parents[1]
 MAX_FILE_BYTES = 1_000_000
+_TOML_REMEDIES = {
+    "Invalid value": "A text stands in quotes; true and false are written small.",
+    "Unclosed array": "Between values stands a comma, and in a number a point.",
+    "Unclosed inline table": "What is in { } stands on one line, with commas between.",
+    "Invalid initial character for a key": "A key is of plain letters, and what is in { } stands on one line.",
+    "Cannot declare": "A table stands once.",
+    "Cannot overwrite": "A key stands once.",
+}
+"""By how Python's message begins."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.toml")
 
 
@@ -86,7 +95,9 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: arrays or tables are nested too deeply.") from None
     except ValueError as error:
         end = f"at line {text.count(chr(10)) + 1}, the end of the file"
-        raise UserError(f"{where}: not valid TOML: {str(error).replace('at end of document', end)}.") from None
+        what = str(error).replace("at end of document", end)
+        remedy = next((f" {words}" for begin, words in _TOML_REMEDIES.items() if what.startswith(begin)), "")
+        raise UserError(f"{where}: not valid TOML: {what}.{remedy}") from None
 
 
 def shown_path(path: Path) -> str:

@@ -151,6 +151,39 @@ def test_rates_that_ruin_any_weights_are_the_cause_and_one_run_is_no_range(
     assert "unstable_trials" not in [finding.kind for finding in diagnose_study(study)]
 
 
+def test_a_trials_own_verdict_is_said_of_no_trial_that_was_not_ended(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    """The baseline is never ended, however high its loss."""
+    fill(study, make_trial, [1e-2, 1e-2, 1e-3], unstable={0, 1})
+    baseline, ended, other = study.trials()
+    baseline |= {"status": "completed", "verdict": None}
+    ended |= {"verdict": "divergence at step 250: the median loss rose"}
+    write_table(study.trials_path, [baseline, ended, other], TRIALS)
+    summaries = [finding.summary for finding in diagnose_study(study) if finding.kind == "divergence"]
+    assert len(summaries) == 2
+    assert any(summary.startswith("trial 1: it was stopped as unstable: divergence") for summary in summaries)
+    assert any(summary.startswith("trial 0: the loss diverges") for summary in summaries)
+
+
+def test_an_easy_first_batch_does_not_say_that_training_made_the_model_worse(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    """Batches of few tokens scatter by a nat; held-out text, read at the start and at the end, does not."""
+    fill(study, make_trial, [1e-4], unstable=set())
+    for held_out, kinds in ((-0.1, []), (0.1, ["divergence"])):
+        losses = [3.5, *(5.0 + (step % 3) / 20 for step in range(1, 40))]
+        rows = study.steps(0)[:40]
+        steps = [{**row, "train_loss": loss} for row, loss in zip(rows, losses, strict=True)]
+        write_table(study.steps_path(0), steps, STEPS)
+        metrics = [{**row, "val_loss": 5.0 + held_out * place} for place, row in enumerate(study.metrics()[:2])]
+        metrics[0]["train_loss"], metrics[1]["optimizer_steps"] = 3.5, 40
+        write_table(study.metrics_path, metrics, METRICS)
+        found = report_of_trial(study, 0).findings
+        assert [finding.kind for finding in found if "made the model worse" in finding.summary] == kinds
+        fill(study, make_trial, [1e-4], unstable=set())
+
+
 def test_unstable_at_every_rate(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
     fill(study, make_trial, [1e-3, 2e-3, 3e-3, 4e-3], unstable={1, 2, 3})
     share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
@@ -179,6 +212,30 @@ def test_a_baseline_that_broke(study: Study, make_trial: Callable[..., dict[str,
     kinds = {finding.kind: finding for finding in diagnose_study(study)}
     assert "the baseline ended as unstable" in kinds["baseline_incomplete"].summary
     assert "unstable_trials" not in kinds
+
+
+def test_what_broke_without_a_verdict_is_found_in_the_study_and_in_the_trial(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    """The study's next step names the trial, of which nothing may be recorded."""
+    fill(study, make_trial, [1e-3, 2e-3, 3e-3], unstable=set())
+    rows = study.trials()
+    broke = {"val_loss": None, "optimizer_steps": 0, "tokens_seen": 0, "batch_size": 64}
+    write_table(study.trials_path, [{**rows[0], "status": "out_of_memory", **broke}, *rows[1:]], TRIALS)
+    write_table(study.metrics_path, [row for row in study.metrics() if row["trial_id"]], METRICS)
+    study.steps_path(0).unlink()
+    report = report_of_study(study)
+    assert report.about == "study of 3 trials: 2 completed, 1 out of memory"
+    assert report.findings[0].summary == "1 of 3 trials ran out of memory"
+    assert report.findings[0].evidence == "after 0 steps, batch x block 64 x 128 in fp32"
+    assert report.findings[1].next_step.endswith(f"make diagnose TARGET={study.name}/0")
+    [finding] = report_of_trial(study, 0).findings
+    assert (finding.kind, finding.summary) == ("out_of_memory", "trial 0 ran out of memory")
+    write_table(study.trials_path, [*rows[:2], {**rows[2], "status": "failed", "optimizer_steps": 1}], TRIALS)
+    [finding] = report_of_trial(study, 2).findings
+    assert (finding.summary, finding.evidence) == ("trial 2 failed", "after 1 step, batch x block 32 x 128 in fp32")
+    with pytest.raises(UserError, match="has no trial 7"):
+        report_of_trial(study, 7)
 
 
 def test_an_empty_study_and_torn_steps(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:

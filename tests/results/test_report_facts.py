@@ -13,7 +13,7 @@ from results.attribution.attribute import attribute
 from results.attribution.attribution_values import write_attribution
 from results.attribution.design import changed_settings
 from results.report.facts.study_facts import report_facts
-from results.report.page import markdown
+from results.report.page import markdown, write_reports
 from results.study.folder import Study
 from results.study.tables import METRICS, TRIALS, Row, write_table
 from tests.results.confirmed import add_attempt
@@ -220,6 +220,26 @@ def test_not_proven_and_worse(tmp_path: Path, make_document: MakeDocument, make_
     worse = confirmed(tmp_path / "b", make_document("b"), make_trial, losses)
     assert worse["winner"]["trial_id"] == 0
     assert worse["headline"] == "The baseline is the best: trial 1 came first in the search and is proven worse"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "words"),
+    [
+        (["completed"] * 4, None),
+        (["completed", "interrupted"], "Interrupted: 2 of 4 trials started, 1 cut off"),
+        ([], "Interrupted: 0 of 4 trials started"),
+        (["completed", "running", "interrupted"], "Under way: 1 trial running, 3 of 4 started"),
+    ],
+)
+def test_page_and_markdown_say_that_a_study_is_not_finished(
+    statuses: list[Any], words: str | None, tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    trials = [make_trial(number, status, 5.0 + number) for number, status in enumerate(statuses)]
+    facts = write_reports(write_study(tmp_path / "s", make_document("s"), trials))
+    assert facts["study"]["unfinished"] == words
+    page, text = ((tmp_path / "s" / name).read_text() for name in ("report.html", "report.md"))
+    for shown in (page, text):
+        assert "trials started" not in shown if words is None else f"{words}." in shown
 
 
 def test_a_confirmation_under_way(tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial) -> None:

@@ -236,6 +236,13 @@ def test_without_its_arguments_a_trainers_state_still_says_something(trainer_fol
     assert read_baseline(str(folder / "trainer_state.json")).config == baseline.config
 
 
+def test_another_export_is_refused_with_what_takes_it(tmp_path: Path) -> None:
+    for name, remedy in (("x.toml", "Name it by SPACE"), ("best.json", "Name the study or the folder")):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(UserError, match=remedy):
+            read_baseline(str(tmp_path / name))
+
+
 def test_a_studys_folder_is_as_good_as_its_name(tmp_path: Path) -> None:
     """A shell completes the path, also of a study that is not in STUDIES_DIR."""
     study = Study(tmp_path / "one")

@@ -67,7 +67,11 @@ def test_the_shipped_spaces_are_listed_and_sound(light: dict[str, Any]) -> None:
     assert set(spaces["plateau"]["search"]) >= {"batch_size", "block_size", "learning_rate", "lr_schedule"}
     for name in spaces:
         assert name in light["spaces"].stdout
-    assert "learning_rate" in light["spaces SPACE=plateau"].stdout
+    shown = light["spaces SPACE=plateau"].stdout
+    assert "\nbaseline (documented): batch 32 x block 128, LR 1.00e-05, constant\n" in shown
+    assert "\nsearched: learning_rate log_uniform [1e-06, 0.03]\n" in shown
+    assert "uniform [0.01, 0.3], where lr_schedule is warmup_constant or warmup_cosine or linear or wsd\n" in shown
+    assert "searched: " not in light["spaces"].stdout
 
 
 def test_the_variables_are_listed(light: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from results.study.planned_run import PlannedRun
 from search.cluster.study_storage import fetch_study
 from search.commands.run_command import header_lines
 from search.options import read_options
-from search.setup.plan import Plan, check_worker_paths, largest_config, load_for, make_plan, study_name
+from search.setup.plan import Plan, check_worker_paths, largest_configs, load_for, make_plan, study_name
 from search.setup.reopen import reopen
 from search.setup.run_plan import held
 from search.terminal.console import Preparing
@@ -30,7 +30,7 @@ from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from tests.documents import sound_document
 from tests.rows import evaluation
-from trainable.config import BEFORE, DOCUMENTED
+from trainable.config import BEFORE, DOCUMENTED, TrialConfig
 from trainable.errors import MachineError, UserError
 from trainable.model.model_names import model_folder
 
@@ -204,8 +204,28 @@ def test_a_baseline_plan_is_the_baseline_and_what_it_is_compared_with(plan_of: M
     ("space", "batch", "block"), [("plateau", 64, 256), ("smoke", 8, 64), ("before_after", 32, 256)]
 )
 def test_the_largest_configuration_is_that_of_the_space(space: str, batch: int, block: int) -> None:
-    largest = largest_config(load_space(space))
+    [largest] = largest_configs(load_space(space))
     assert (largest.batch_size, largest.block_size) == (batch, block)
+
+
+def test_sizes_that_never_meet_are_not_the_largest_configuration(plan_of: MakePlan, tmp_path: Path) -> None:
+    """A large batch goes with short blocks only: preflight needs no memory for both."""
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        "trials = 3\nbudget.tokens = 409_600\nevaluation.tokens = 256\nbaseline.batch_size = 8\n"
+        "search.block_size.choice = [64, 128, 512]\nsearch.batch_size.choice = [8, 128]\n"
+        "search.batch_size.when.block_size = [64, 128]\nsearch.learning_rate.log_uniform = [1e-6, 1e-2]\n"
+    )
+    shapes = {(one.batch_size, one.block_size) for one in largest_configs(load_space(str(path)))}
+    assert shapes == {(128, 128), (8, 512)}
+    largest = plan_of(f"SPACE={path}").largest
+    assert (largest.batch_size, largest.block_size) == (128, 128)
+
+
+def test_accumulation_makes_no_configuration_larger(plan_of: MakePlan) -> None:
+    """Its micro-batches are in memory one at a time."""
+    configs = [TrialConfig(batch_size=64), TrialConfig(batch_size=8, grad_accum_steps=16)]
+    assert replace(plan_of(), configs=configs).largest == configs[0]
 
 
 def test_a_study_is_named_after_space_and_time_or_as_told(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from search.tune.history import KnownTrial
 from search.tune.optuna_searcher import SamplerView, TrialSearcher
 from search.tune.rate_ladder import ladder_points, narrowed, size_ends
 from search.tune.workload import space_workload
-from spaces.domains import FloatRange
-from spaces.read.load import load_space
+from spaces.domains import FloatRange, active_point
+from spaces.read.load import load_space, space_from_tables
 from trainable.config import TrialConfig
 from trainable.rows import TrialStatus
 
@@ -97,12 +97,41 @@ def test_who_got_furthest_is_the_best_whatever_is_ahead_at_the_first_rung() -> N
 
 
 def test_the_best_rate_goes_with_the_square_root_of_the_tokens_a_step_to_both_ends_of_the_sizes() -> None:
-    small, large = size_ends(PLATEAU.parameters, BASELINE, [found(1e-4, 4.2), found(1e-3, 4.3)])
+    small, large = size_ends(PLATEAU, [found(1e-4, 4.2), found(1e-3, 4.3)])
     assert small == {**BASELINE, "batch_size": 8, "block_size": 64, "learning_rate": pytest.approx(1e-4 / 8**0.5)}
     assert large == {**BASELINE, "batch_size": 64, "block_size": 256, "learning_rate": pytest.approx(2e-4)}
     # Never outside the range, and without a sound trial of the ladder there is no best rate.
-    assert [one["learning_rate"] for one in size_ends(PLATEAU.parameters, BASELINE, [found(2e-6, 4.2)])] == [1e-6, 4e-6]
-    assert size_ends(PLATEAU.parameters, BASELINE, [found(1e-3, None)]) == []
+    assert [one["learning_rate"] for one in size_ends(PLATEAU, [found(2e-6, 4.2)])] == [1e-6, 4e-6]
+    assert size_ends(PLATEAU, [found(1e-3, None)]) == []
+
+
+def test_an_end_of_the_sizes_is_a_point_of_the_space_where_other_sizes_depend_on_it() -> None:
+    """The baseline's block of 256 does not go with a batch of 4, and its accumulation with 8 alone."""
+    tables: dict[str, Any] = {
+        "trials": 12,
+        "baseline": {"batch_size": 8, "block_size": 256, "grad_accum_steps": 2},
+        "budget": {"tokens": 400_000},
+        "evaluation": {"tokens": 256},
+        "search": {
+            "batch_size": {"choice": [4, 8, 32]},
+            "block_size": {"choice": [64, 128], "when": {"batch_size": [4]}},
+            "grad_accum_steps": {"choice": [1, 2], "when": {"batch_size": [8]}},
+            "learning_rate": {"log_uniform": [1e-6, 1e-2]},
+        },
+    }
+    space = space_from_tables(tables, name="small", path="small.toml")
+    small, large = size_ends(space, [found(1e-4, 4.2)])
+    assert small == {"batch_size": 4, "block_size": 128, "learning_rate": pytest.approx(1e-4 / 2**0.5)}
+    assert large == {"batch_size": 32, "learning_rate": pytest.approx(2e-4)}
+    assert space.config_for(small).block_size == 128
+    # The whole search keeps to the file.
+    searcher = space_workload(space).searcher
+    for number in range(12):
+        proposal: Any = searcher.suggest("")
+        point = proposal["point"]
+        assert point == active_point(space.parameters, {"block_size": None, "grad_accum_steps": None, **point})
+        assert all(one.domain.contains(point[one.name]) for one in space.parameters if one.name in point)
+        searcher.log.end(number, "completed", 4.0)
 
 
 def rates_of_a_search(loss_of: Callable[[TrialConfig], float]) -> list[float]:

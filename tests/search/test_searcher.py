@@ -549,6 +549,26 @@ def test_a_small_space_of_choices_is_tried_whole_and_nothing_in_it_twice(seed: i
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
+def test_what_differs_only_in_what_no_trial_reads_is_not_run_again(name: str) -> None:
+    """A rank without adapters trains the same run: of the four points of the space three are different."""
+    tables: dict[str, Any] = {
+        "trials": 8,
+        "baseline": {"batch_size": 4, "block_size": 32},
+        "budget": {"tokens": 12_800},
+        "evaluation": {"tokens": 256, "count": 4},
+        "searcher": {"name": name},
+        "search": {"use_lora": {"choice": [False, True]}, "lora_rank": {"choice": [4, 8]}},
+    }
+    searcher = make_searcher(space_from_tables(tables, name="small", path="small.toml"))
+    found = []
+    while isinstance(proposal := searcher.suggest("t"), dict):
+        found.append((proposal["trial"]["use_lora"], proposal["trial"]["lora_rank"]))
+        searcher.log.end(proposal["trial_id"], "completed", 4.0)
+    assert sorted(found) == [(False, 8), (True, 4), (True, 8)]
+    assert searcher.exhausted
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
 def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again_once_that_is_known(name: str) -> None:
     space = make_space(name, trials=21)
     proposals = propose(make_searcher(space), 12)
@@ -560,6 +580,31 @@ def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again_once_
     # A third of the trials may be under way before one's end is used, whatever the number of slots.
     assert {one["trial"]["batch_size"] for one in again[6:]} == {2}
     assert {one["trial"]["batch_size"] for one in again[:6]} > {2}
+
+
+def test_what_needs_less_than_a_trial_that_ran_out_of_memory_is_run() -> None:
+    """Adapters where all weights did not fit, and bf16 where fp32 did not; and not the other way round."""
+    tables: dict[str, Any] = {
+        "baseline": {"batch_size": 4, "block_size": 32, "precision": "bf16"},
+        "budget": {"tokens": 12_800},
+        "evaluation": {"tokens": 256, "count": 4},
+        "searcher": {"name": "grid"},
+        "search": {
+            "use_lora": {"choice": [True, False]},
+            "precision": {"choice": ["fp32", "bf16"]},
+            "learning_rate": {"choice": [1e-5, 1e-4, 1e-3]},
+        },
+    }
+    searcher = make_searcher(space_from_tables(tables, name="small", path="small.toml"))
+    refused = set()
+    while isinstance(proposal := searcher.suggest("t"), dict):
+        number, trial = proposal["trial_id"], proposal["trial"]
+        # The baseline, all weights in bf16, runs out of memory.
+        searcher.log.end(number, "completed" if number else "out_of_memory", 5.0)
+        if proposal["refusal"]:
+            refused.add((trial["use_lora"], trial["precision"]))
+    assert number == 11
+    assert refused == {(False, "bf16"), (False, "fp32")}
 
 
 def test_a_search_with_no_shape_left_is_over() -> None:

@@ -123,7 +123,10 @@ def test_at_the_same_budget_all_endings_are_told_and_the_best_run_first(source: 
     assert warm_start.first_points[1] == {**POINTS[2], "warmup_frac": pytest.approx(0.123, abs=0.003)}
     assert len(warm_start.first_points) == 2
     assert "5 of its results are told to the searcher; its best 2 run" in warm_start.words(make_space())
-    assert warm_start.words(replace(make_space(), trials=2)).endswith("; its best one runs after the baseline")
+    two = replace(make_space(), trials=2)
+    assert warm_start.words(two).endswith("; its best one runs after the baseline")
+    one = replace(warm_start, told=warm_start.told[:1]).words(two)
+    assert "1 of its results is told to the searcher" in one
 
 
 def test_what_made_the_model_worse_is_told_and_not_run_again(source: Study) -> None:

@@ -1,19 +1,30 @@
 """Whatever a space file holds, reading it gives a sound space or one line, and nothing else."""
 
 import datetime
+import json
 from collections.abc import Callable
+from dataclasses import asdict
+from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from results.export import export_toml
+from results.study.atomic import write_document
+from results.study.folder import Study
+from results.study.tables import TRIALS, write_table
+from search.tune.workload import space_workload
+from spaces.domains import active_point
 from spaces.overrides import Settings, with_overrides
-from spaces.read.load import load_space, space_from_tables
+from spaces.read.load import load_space, space_from_tables, space_from_toml
 from spaces.read.parameters import KINDS, SEARCHABLE
 from spaces.read.space_files import SPACES_DIRECTORY, parse_toml, read_space_text
 from spaces.read.toml_table import TOP_KEYS
 from spaces.space import SearchSpace
-from trainable.config import BASELINES, HYPERPARAMETERS, LR_SCHEDULES
+from tests.documents import sound_document
+from tests.rows import trial_row
+from trainable.config import BASELINES, HYPERPARAMETERS, LR_SCHEDULES, TrialConfig, without_seed
 from trainable.errors import UserError
 
 SHIPPED = [parse_toml(read_space_text(path), path.name) for path in sorted(SPACES_DIRECTORY.glob("*.toml"))]
@@ -136,6 +147,28 @@ def plausible(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def as_toml(value: Any) -> str:
+    """Return a value as TOML writes it in a line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {as_toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)
+
+
+@st.composite
+def written(draw: st.DrawFn, contents: dict[str, Any]) -> str:
+    """Return the tables as a file: inline, dotted or under headers, in any order, with LF or CRLF."""
+    top, below = [], []
+    for key, value in contents.items():
+        style = draw(st.sampled_from(["inline", "dotted", "header"])) if isinstance(value, dict) else "inline"
+        if style == "inline":
+            top.append(f"{key} = {as_toml(value)}")
+        elif style == "dotted":
+            top += [f"{key}.{name} = {as_toml(one)}" for name, one in value.items()]
+        else:
+            below.append("\n".join([f"[{key}]  # why", *(f"{name} = {as_toml(one)}" for name, one in value.items())]))
+    return draw(st.sampled_from(["\n", "\r\n"])).join("\n".join([*top, *draw(st.permutations(below))]).split("\n"))
+
+
 @quick
 @given(plausible(), st.data())
 def test_every_point_of_a_space_that_is_accepted_can_be_trained(contents: dict[str, Any], data: st.DataObject) -> None:
@@ -154,6 +187,56 @@ def test_every_point_of_a_space_that_is_accepted_can_be_trained(contents: dict[s
         assert changed.startswith("fuzz.toml: nothing is left to search. Unset ")
     else:
         assert changed.config_for(changed.baseline_params()) == changed.baseline
+
+
+@settings(quick, max_examples=50)
+@given(plausible(), st.randoms(use_true_random=False))
+def test_every_proposal_of_a_search_is_a_point_of_its_file(contents: dict[str, Any], chance: Random) -> None:
+    # Enough for the ladder of rates and the ends of the sizes.
+    contents |= {"trials": 14, "budget": {"tokens": 200_000}}
+    contents["search"]["learning_rate"] = {"log_uniform": [1e-6, 1e-1]}
+    space = attempt(lambda: space_from_tables(contents, name="fuzz", path="fuzz.toml"))
+    if isinstance(space, str):
+        return
+    searcher, configs = space_workload(space).searcher, []
+    while isinstance(proposal := searcher.suggest("t"), dict):
+        point, config = proposal["point"], TrialConfig(**proposal["trial"])
+        assert point == active_point(space.parameters, dict.fromkeys(p.name for p in space.parameters) | point)
+        assert config == space.config_for(point)
+        for one in space.parameters:
+            value = point.get(one.name, space.baseline_params().get(one.name))
+            assert value is None or one.domain.contains(value)
+        configs.append(without_seed(config))
+        status: Any = chance.choice(["completed", "unstable", "out_of_memory", "failed"])
+        searcher.log.end(proposal["trial_id"], status, chance.uniform(3, 5) if status == "completed" else None)
+    assert configs[0] == without_seed(space.baseline)
+    assert len(set(configs)) == len(configs)
+
+
+@quick
+@given(plausible(), st.data())
+def test_an_exported_space_is_the_space_around_the_winner(
+    tmp_path_factory: Any, contents: dict[str, Any], data: st.DataObject
+) -> None:
+    """However the tables of the file are written."""
+    text = "# Größe\n" + data.draw(written(contents))
+    space = attempt(lambda: space_from_toml(text, name="fuzz", path="fuzz.toml"))
+    if isinstance(space, str):
+        assert "not valid TOML" not in space
+        return
+    point = {p.name: data.draw(st.sampled_from(p.domain.examples())) for p in space.parameters}
+    winner = space.config_for(point)
+    study = Study(tmp_path_factory.mktemp("study"))
+    rows = [trial_row(0, val_loss=4.5, **asdict(space.baseline)), trial_row(1, val_loss=4.2, **asdict(winner))]
+    write_table(study.trials_path, rows, TRIALS)
+    file = {"name": "fuzz", "path": "fuzz.toml", "description": "", "toml": space.toml}
+    write_document(study.study_json, sound_document("s", space=file, budget_tokens=space.budget.tokens))
+    again = space_from_toml(export_toml(study), name="fuzz", path="fuzz.toml")
+    assert again.baseline == winner
+    # Without a warm-up the winner has a share of 0, which a range may not hold.
+    parameters = {one.name: one for one in again.parameters if one.name != "warmup_frac"}
+    assert parameters == {one.name: one for one in space.parameters if one.name != "warmup_frac"}
+    assert all(getattr(again, name) == getattr(space, name) for name in ("budget", "scheduler", "searcher", "trials"))
 
 
 @quick

@@ -463,9 +463,47 @@ BROKEN: list[tuple[str, str, str]] = [
         "batch_size = { choice = [4] }",
         "[search] leaves one configuration only. Give a parameter a second value.",
     ),
-    ("count = 4", "count = = 4", "not valid TOML: Invalid value (at line 13, column 9)."),
+    (
+        "count = 4",
+        "count = = 4",
+        "not valid TOML: Invalid value (at line 13, column 9). A text stands in quotes; true and false are written "
+        "small.",
+    ),
+    (
+        "[1e-6, 1e-1]",
+        "[0,000001, 0,1]",
+        "not valid TOML: Unclosed array (at line 18, column 37). Between values stands a comma, and in a number a "
+        "point.",
+    ),
+    (
+        "{ choice = [2, 4] }",
+        "{\n  choice = [2, 4]\n}",
+        "not valid TOML: Invalid initial character for a key part (at line 16, column 15). A key is of plain letters, "
+        "and what is in { } stands on one line.",
+    ),
+    (
+        "count = 4",
+        "count = 4\n[search]",
+        "not valid TOML: Cannot declare ('search',) twice (at line 16, column 8). A table stands once.",
+    ),
+    ("trials = 4", "trials = 4\nseed = 3", "the top level has the key 'seed', which SEED sets for a study."),
+    (
+        "batch_size = 4\n",
+        'from = "mine.env"\nbatch_size = 4\n',
+        "[baseline] from has no choice 'mine.env'. Known: before, documented. A file or a study is named on the "
+        "command line, by BASELINE=.",
+    ),
+    (
+        "learning_rate = { log_uniform = [1e-6, 1e-1] }",
+        "warmup_frac = { choice = [0.0, 0.1] }\ndropout = { choice = [0.1, 0.2], when = { warmup_frac = [0.1] } }",
+        "[search] dropout when names 'warmup_frac', a share; a condition needs a hyperparameter searched by choice.",
+    ),
     ("1e-1] }\n", '1e-1] }\nx = "a', "not valid TOML: Unterminated string (at line 19, the end of the file)."),
-    ("count = 4", "count = 4\ncount = 4", "not valid TOML: Cannot overwrite a value (at line 14, column 10)."),
+    (
+        "count = 4",
+        "count = 4\ncount = 4",
+        "not valid TOML: Cannot overwrite a value (at line 14, column 10). A key stands once.",
+    ),
 ]
 
 

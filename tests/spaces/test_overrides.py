@@ -247,6 +247,11 @@ def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
     assert unread_words(space) == unread
     assert unread_words(with_overrides(space, Settings(pins={"use_lora": True}))) == unread[1:]
     assert [unread_words(load_space(name)) for name in ("plateau", "schedule", "lora", "before_after")] == [[]] * 4
+    # Some trial has a schedule that reads it, and never together with it.
+    apart = {"warmup_frac": {"uniform": [0.0, 0.3], "when": {"lr_schedule": ["constant"]}}}
+    assert unread_words(make_space({**searched, **apart}))[2:] == [
+        "warmup_frac is searched, and no trial reads it: lr_schedule is constant"
+    ]
 
 
 def test_a_baseline_found_by_a_search_comes_back_with_its_share() -> None:

@@ -1,7 +1,7 @@
 """TrialConfig: the story's two configurations, every bound and type, and messages that name field and variable."""
 
 import math
-from dataclasses import FrozenInstanceError, asdict, fields
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from trainable.config import (
     TrialConfig,
     make_config,
     parse_hyperparameter,
+    without_seed,
 )
 from trainable.errors import UserError
 
@@ -271,3 +272,10 @@ def test_a_budget_of_a_step_is_the_least() -> None:
 def test_what_a_run_reads(changes: dict[str, Any], unread: set[str]) -> None:
     config = make_config(DOCUMENTED, changes)
     assert {name for name in (*HYPERPARAMETERS, "warmup_frac") if not config.reads(name)} == unread
+
+
+def test_two_runs_are_of_one_configuration_where_they_differ_in_what_neither_reads() -> None:
+    plain = TrialConfig(min_lr_frac=0.5, decay_frac=0.3, warmup_steps=9, lora_rank=4, seed=3)
+    assert without_seed(plain) == DOCUMENTED
+    read = TrialConfig(lr_schedule="wsd", min_lr_frac=0.5, decay_frac=0.3, warmup_steps=9, use_lora=True, lora_rank=4)
+    assert without_seed(replace(read, seed=3)) == read

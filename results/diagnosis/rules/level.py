@@ -184,6 +184,9 @@ def _worse_than_start(run: RunView) -> Diagnosis | None:
     """Judge a run that ends above its first loss, though it may be on its way down again."""
     if not run.starts_at_start or len(run.train) < 8:
         return None
+    if run.val.steps[:1] == (run.start_step,) and run.val.values[-1] < run.val.values[0]:
+        # Of few tokens the first batch may be an easy one.
+        return None
     rises = []
     for curve in (run.train, run.val):
         if len(curve) >= 4 and curve.steps[0] == run.start_step:

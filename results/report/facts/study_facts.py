@@ -177,7 +177,19 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
         "early_end": early_end_words(document),
         "under_way": sum(trial["status"] == "running" for trial in measured.trials),
         "interrupted": sum(trial["status"] == "interrupted" for trial in measured.trials),
+        "unfinished": _unfinished_words(measured.trials, document["trials_planned"]),
     }
+
+
+def _unfinished_words(trials: Sequence[Row], planned: int) -> str | None:
+    """Return how far a study is that goes on or was cut off; None once all of its trials have ended."""
+    counts = ranking.ending_counts(trials)
+    if running := counts["running"]:
+        return f"Under way: {count_words(running, 'trial')} running, {len(trials)} of {planned} started"
+    cut_off = counts["interrupted"]
+    if not cut_off and len(trials) >= planned:
+        return None
+    return f"Interrupted: {len(trials)} of {planned} trials started" + (f", {cut_off} cut off" if cut_off else "")
 
 
 def _wall_s(trials: Sequence[Row]) -> float | None:
