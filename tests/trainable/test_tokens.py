@@ -95,16 +95,21 @@ def test_the_fingerprint_is_of_text_and_tokenizer(text_file: Path, tokenizer: To
     assert other_tokenizer.vocab_size == 301
 
 
+@pytest.mark.parametrize(("cores", "at_once"), [(1, 1), (3, 3), (64, 8)])
 def test_many_chunks_and_files_are_joined_in_order(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cores: int, at_once: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents_module, "CHUNK_BYTES", 20)
+    monkeypatch.setattr(tokens_module, "cpu_cores", lambda: cores)
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     lines = [f"line {number} of a file\r\n" for number in range(40)]
     files[0].write_text("".join(lines[:30]), newline="")
     files[1].write_text("".join(lines[30:]), newline="")
-    corpus = load_corpus(files, tokenizer)
+    told: list[float] = []
+    corpus = load_corpus(files, tokenizer, progress=lambda what, done_frac: told.append(done_frac))
     assert tokenizer.decode(corpus.tokens.tolist()) == "".join(lines).replace("\r\n", "\n")
+    # A core has a chunk at a time, of a document too.
+    assert len(told) == math.ceil(sum(1 for _ in documents_module.iter_chunks(files)) / at_once) > 4
 
 
 def test_a_killed_writer_leaves_no_cache(text_file: Path, tokenizer: Tokenizer, corpus: Corpus, cache: Path) -> None:

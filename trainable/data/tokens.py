@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ from trainable.config import TrialConfig
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.corpus import cache_dir, text_fingerprint
 from trainable.data.text_documents import WHOLE_FILES, Documents, after_documents, iter_chunks
+from trainable.device.device import cpu_cores
 from trainable.errors import InputChangedError, UserError
 from trainable.model.fingerprint import file_fingerprint
 
@@ -25,6 +27,8 @@ END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE_CHARS = 16_000_000
 """More text than this hardly changes a byte-pair vocabulary of this project's sizes."""
 
+MAX_CHUNKS = 8
+"""Encoded at once, whatever the cores: each takes about 100 MB of memory."""
 COUNTED_TOKENS = 1 << 20
 REMEDY = "It is made again by"
 """For a file of the cache."""
@@ -201,16 +205,19 @@ def _tokenize(
     with writing(path) as cached:
         # By append and not through a map: there a full disk is SIGBUS, which nothing catches.
         header_bytes = _write_header(cached, dtype, 0)
-        for chunk, follows in after_documents(iter_chunks(files, documents, digest=digest)):
-            texts = [chunk.text[span.start : span.end] for span in chunk.spans]
+        chunks = after_documents(iter_chunks(files, documents, digest=digest))
+        # A text is encoded by one core: a long document is shared among them by its chunks.
+        at_once = min(cpu_cores(), MAX_CHUNKS) if documents.kind == "file" else 1
+        while group := list(islice(chunks, at_once)):
+            texts = [chunk.text[span.start : span.end] for chunk, _ in group for span in chunk.spans]
             encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             ids: list[int] = []
-            for is_separated, one in zip(follows, encoded, strict=True):
+            for is_separated, one in zip(chain.from_iterable(follows for _, follows in group), encoded, strict=True):
                 ids += [separator_id] if is_separated and separator_id is not None else []
                 ids += one.ids
             cached.write(np.asarray(ids, dtype=dtype).tobytes())
             tokens_count += len(ids)
-            done_bytes += len(chunk.raw)
+            done_bytes += sum(len(chunk.raw) for chunk, _ in group)
             # Of JSON lines only a part is text.
             progress("tokenizing the corpus", min(1.0, done_bytes / total_bytes))
         _check_same_text(text, digest.hexdigest())
