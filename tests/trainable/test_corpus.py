@@ -114,11 +114,11 @@ def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path
 
 def test_a_long_text_says_how_much_of_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents_module, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(corpus, "REPORTED_BYTES", 1000)
-    text, told = write(tmp_path / "a.txt", "nine more\n" * 400), list[float]()
+    text, told = write(tmp_path / "a.txt", "nine more\n" * 40), list[float]()
+    read_facts([text], progress=lambda share: pytest.fail("it takes no second"))
+    monkeypatch.setattr(corpus, "REPORT_INTERVAL_S", 0.0)
     read_facts([text], progress=told.append)
     assert told == [0.25, 0.5, 0.75, 1.0]
-    read_facts([write(tmp_path / "b.txt", "nine more\n" * 99)], progress=lambda share: pytest.fail("it is short"))
 
 
 def test_a_text_is_hashed_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 MARKED_UP_SUFFIXES = (*JSON_LINES_SUFFIXES, ".json", ".csv", ".tsv")
 SHINGLE_WORDS = 8
-REPORTED_BYTES = 1 << 26
-"""Between two reports of progress: half a second's reading."""
+REPORT_INTERVAL_S = 1.0
+"""Between two reports of how much of a long text was read."""
 CLOCK_TICK_S = 2.0
 """The coarsest clock of a file system, FAT's."""
 MAX_REPEATED_FRAC = 0.2
@@ -148,18 +148,18 @@ class TextFacts:
 def read_facts(
     files: Sequence[Path], documents: Documents = WHOLE_FILES, *, progress: Callable[[float], None] | None = None
 ) -> TextFacts:
-    """Return what the files hold; of a long text `progress` is called with the share read, every REPORTED_BYTES.
+    """Return what the files hold; `progress` is called with the share read, now and then if it takes long.
 
     text_fingerprint() then knows the text without reading it again. Raises UserError as iter_chunks does, and for a
     source without text.
     """
     count, mended, digest, state = 0, set(), hashlib.sha256(), _state(files)
-    read_bytes, reported_bytes, total_bytes = 0, 0, sum(path.stat().st_size for path in files)
+    read_bytes, total_bytes, reported_at = 0, sum(path.stat().st_size for path in files), time.monotonic()
     for chunk in iter_chunks(files, documents, digest=digest):
         count += sum(span.begins for span in chunk.spans)
         read_bytes += len(chunk.raw)
-        if progress is not None and read_bytes - reported_bytes >= REPORTED_BYTES:
-            reported_bytes = read_bytes
+        if progress is not None and time.monotonic() - reported_at >= REPORT_INTERVAL_S:
+            reported_at = time.monotonic()
             # Of JSON lines only a part is text.
             progress(min(1.0, read_bytes / total_bytes))
         begins = chunk.first_line == 1 and not chunk.continues
