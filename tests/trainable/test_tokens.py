@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from trainable.config import TrialConfig
 from trainable.data import text_documents as documents_module
 from trainable.data import tokens as tokens_module
 from trainable.data.cache_files import sum_path
+from trainable.data.corpus import size_words
 from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import Corpus, Tokens, check_corpus, load_corpus, sample_batch, train_tokenizer
 from trainable.errors import UserError
@@ -137,6 +139,27 @@ def test_a_failing_writer_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         load_corpus([text_file], tokenizer, progress=lambda what, done_frac: signal.raise_signal(signal.SIGINT))
     assert list(cache.iterdir()) == []
+
+
+def test_a_text_whose_tokens_do_not_fit_is_refused_at_its_beginning(
+    text_file: Path, tokenizer: Tokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(tokens_module, "cpu_cores", lambda: 1)
+    whole = load_corpus([text_file], tokenizer)
+    size_bytes = whole.path.stat().st_size
+    whole.path.unlink()
+    free, usage = size_bytes // 2, shutil.disk_usage(cache)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    told: list[float] = []
+    refusal = rf"npy cannot be written: the text's tokens take about .* and {size_words(free)} is free there\."
+    with pytest.raises(UserError, match=refusal):
+        load_corpus([text_file], tokenizer, progress=lambda what, done_frac: told.append(done_frac))
+    assert len(told) <= 1
+    assert list(cache.glob("*.npy")) == []
+    # Nearly enough may be enough: the beginning is no measure of the rest.
+    free = round(0.95 * size_bytes)
+    assert load_corpus([text_file], tokenizer) == whole
 
 
 def test_the_last_tenth_is_the_validation_part(corpus: Corpus, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainable.config import TrialConfig
 from trainable.data.cache_files import cached_sum, writing
-from trainable.data.corpus import cache_dir, text_fingerprint
+from trainable.data.corpus import cache_dir, size_words, text_fingerprint
 from trainable.data.text_documents import WHOLE_FILES, Documents, after_documents, iter_chunks
 from trainable.device.device import cpu_cores
 from trainable.errors import InputChangedError, UserError
@@ -29,6 +30,8 @@ TOKENIZER_SAMPLE_CHARS = 16_000_000
 
 MAX_CHUNKS = 8
 """Encoded at once, whatever the cores: each takes about 100 MB of memory."""
+ROOM_MARGIN = 1.2
+"""A text's beginning may have so many more tokens a byte than the rest."""
 COUNTED_TOKENS = 1 << 20
 REMEDY = "It is made again by"
 """For a file of the cache."""
@@ -217,7 +220,9 @@ def _tokenize(
                 ids += one.ids
             cached.write(np.asarray(ids, dtype=dtype).tobytes())
             tokens_count += len(ids)
-            done_bytes += sum(len(chunk.raw) for chunk, _ in group)
+            is_first, done_bytes = done_bytes == 0, done_bytes + sum(len(chunk.raw) for chunk, _ in group)
+            if is_first and documents.kind != "jsonl":
+                _check_room(path, cached.tell(), done_bytes / total_bytes)
             # Of JSON lines only a part is text.
             progress("tokenizing the corpus", min(1.0, done_bytes / total_bytes))
         _check_same_text(text, digest.hexdigest())
@@ -226,6 +231,16 @@ def _tokenize(
         cached.seek(0)
         # numpy leaves room for the digits of the first dimension.
         assert _write_header(cached, dtype, tokens_count) == header_bytes
+
+
+def _check_room(path: Path, written_bytes: int, done_frac: float) -> None:
+    """Raise UserError where the beginning shows that the whole will not fit: of a long text that is an hour early."""
+    left_bytes, free_bytes = round(written_bytes * (1 / done_frac - 1)), shutil.disk_usage(path.parent).free
+    if left_bytes > ROOM_MARGIN * free_bytes:
+        raise UserError(
+            f"{path} cannot be written: the text's tokens take about {size_words(written_bytes + left_bytes)}, and "
+            f"{size_words(free_bytes)} is free there. Make room, or set another CACHE_DIR."
+        )
 
 
 def _write_header(file: IO[bytes], dtype: type[np.uint16] | type[np.uint32], tokens_count: int) -> int:
