@@ -141,7 +141,7 @@ def _is_cached(path: Path, progress: Progress) -> bool:
     return is_whole
 
 
-def _check_same_text(then: str, now: str) -> None:
+def _check_same_text(then: object, now: object) -> None:
     if then != now:
         raise UserError("the text changed while it was read. Run the command again once nothing writes to it.")
 
@@ -201,7 +201,8 @@ def _tokenize(
     progress: Progress,
 ) -> None:
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    total_bytes = max(1, sum(file.stat().st_size for file in files))
+    sizes = {file: file.stat().st_size for file in files}
+    total_bytes = max(1, sum(sizes.values()))
     done_bytes = 0
     tokens_count = 0
     digest = hashlib.sha256()
@@ -212,6 +213,9 @@ def _tokenize(
         # A text is encoded by one core: a long document is shared among them by its chunks.
         at_once = min(cpu_cores(), MAX_CHUNKS) if documents.kind == "file" else 1
         while group := list(islice(chunks, at_once)):
+            for path_read in {chunk.path for chunk, _ in group}:
+                # A text that somebody still writes to is refused now; what keeps its size, by its checksum at the end.
+                _check_same_text(sizes[path_read], path_read.stat().st_size if path_read.exists() else None)
             texts = [chunk.text[span.start : span.end] for chunk, _ in group for span in chunk.spans]
             encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             ids: list[int] = []
