@@ -254,7 +254,12 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
 
 def test_the_smoothing_of_a_long_record_costs_no_more_than_of_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
     medians, median = list[int](), statistics.median
-    monkeypatch.setattr(statistics, "median", lambda values: medians.append(len(values)) or median(values))
+
+    def counted(values: list[float]) -> float:
+        medians.append(len(values))
+        return median(values)
+
+    monkeypatch.setattr(statistics, "median", counted)
     short = [1.0 + index % 7 / 100 for index in range(2000)]
     assert _smooth(short) == [median(short[max(0, at - 50) : at + 51]) for at in range(2000)]
     medians.clear()

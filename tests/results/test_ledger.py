@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from results.study import ledger as ledger_module
 from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
-from results.study.tables import STEPS, read_rows
+from results.study.tables import STEPS, read_rows, write_table
 from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, StepRow, Verdict
@@ -181,13 +180,13 @@ def test_evaluations_are_flushed_at_most_once_an_interval(study: Study) -> None:
 def test_writing_large_tables_takes_a_twentieth_of_the_time_at_most(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, write = Clock(), ledger_module.write_table
+    clock = Clock()
 
     def write_slowly(path: Path, rows: Any, schema: Any) -> None:
         clock.now += 1.5 if path == study.metrics_path else 0.0
-        write(path, rows, schema)
+        write_table(path, rows, schema)
 
-    monkeypatch.setattr(ledger_module, "write_table", write_slowly)
+    monkeypatch.setattr("results.study.ledger.write_table", write_slowly)
     ledger = Ledger(study, flush_interval_s=5.0, clock=clock)
     start(ledger, 1)
     for waited_s, step, on_disk in ((29.0, 10, 0), (2.0, 20, 2), (29.0, 30, 2), (2.0, 40, 4)):

@@ -2,6 +2,7 @@ import base64
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,8 +175,13 @@ def test_files_of_a_folder_become_one_text(
     (folder / "b.txt").write_text("".join(paragraphs[30:33] + paragraphs[100:]), encoding="utf-8")
     files = source_files(str(folder))
     report, looked_at, where = audit(files, tokenizer), list[int](), np.where
+
+    def counted(flags: Any, *others: Any) -> Any:
+        looked_at.append(len(flags))
+        return where(flags, *others)
+
     with monkeypatch.context() as patch:
-        patch.setattr(np, "where", lambda flags, *others: looked_at.append(len(flags)) or where(flags, *others))
+        patch.setattr(np, "where", counted)
         summary = write_clean(files, report, out)
     assert looked_at == np.bincount(report.plan.units.file_index).tolist(), "each file's own units, once"
     assert out.read_text(encoding="utf-8") == "".join(paragraphs[:100]).rstrip("\n") + "\n" + "".join(paragraphs[100:])

@@ -53,7 +53,7 @@ def audit(
     vocabulary = describe_vocabulary(tokenizer)
     text = Source(files=files, tokenizer=tokenizer, tokens=tokens, documents=documents, separator_id=separator_id)
     scan = scan_text(text, progress)
-    progress("looking for what is no text, foreign or repeated", 0.0)
+    progress("looking for noise, other languages and repetitions", 0.0)
     hits, markup = _text_hits(scan, tokens)
     hits += find_copies(scan.units, tokens, vocabulary.word, hits, train_tokens, progress)
     progress("looking for shifts", 0.0)
