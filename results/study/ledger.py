@@ -18,8 +18,8 @@ from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
 
 FLUSH_INTERVAL_S = 5.0
 """Between two writes for evaluations alone; a trial's start and ending are written at once."""
-MAX_FLUSH_FRAC = 0.05
-"""Of the time, however long a write takes."""
+USUAL_FLUSH_S = 0.25
+"""A write that takes longer makes the interval as much longer: of the time it is a twentieth at most."""
 
 _COUNTERS = ("tokens_seen", "optimizer_steps", "active_s")
 
@@ -179,7 +179,7 @@ class Ledger:
         """Write what is not on disk yet, if the last write is long enough ago. Raises OSError."""
         unwritten = self._unwritten_metrics or bool(self._unwritten_steps)
         # A table is written whole: those of a run of a million steps take seconds.
-        interval_s = max(self._flush_interval_s, self._flush_took_s / MAX_FLUSH_FRAC)
+        interval_s = self._flush_interval_s * max(1.0, self._flush_took_s / USUAL_FLUSH_S)
         if unwritten and self._clock() - self._flushed_at >= interval_s:
             self.flush()
 
