@@ -156,4 +156,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    # Python's last collections would walk all that the libraries brought: after an audit a second and more.
+    gc.freeze()
+    sys.exit(exit_code)

@@ -18,6 +18,8 @@ from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
 
 FLUSH_INTERVAL_S = 5.0
 """Between two writes for evaluations alone; a trial's start and ending are written at once."""
+USUAL_FLUSH_S = 0.25
+"""A write that takes longer makes the interval as much longer: of the time it is a twentieth at most."""
 
 _COUNTERS = ("tokens_seen", "optimizer_steps", "active_s")
 
@@ -39,6 +41,7 @@ class Ledger:
         self._unwritten_metrics = True
         self._unwritten_steps: set[int] = set()
         self._flushed_at = -math.inf
+        self._flush_took_s = 0.0
         self._notes: list[str] = []
         self._trials = {row["trial_id"]: row for row in self._read(study.trials_path, TRIALS)}
         self._metrics: dict[int, list[Row]] = {trial_id: [] for trial_id in self._trials}
@@ -175,11 +178,14 @@ class Ledger:
     def flush_if_due(self) -> None:
         """Write what is not on disk yet, if the last write is long enough ago. Raises OSError."""
         unwritten = self._unwritten_metrics or bool(self._unwritten_steps)
-        if unwritten and self._clock() - self._flushed_at >= self._flush_interval_s:
+        # A table is written whole: those of a run of a million steps take seconds.
+        interval_s = self._flush_interval_s * max(1.0, self._flush_took_s / USUAL_FLUSH_S)
+        if unwritten and self._clock() - self._flushed_at >= interval_s:
             self.flush()
 
     def flush(self) -> None:
         """Write what is not on disk yet. Raises OSError."""
+        began_at = self._clock()
         if self._has_document and not self._study.study_json.exists():
             # A trial that is saved makes the folder again, and whatever followed would be of no study.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._study.path))
@@ -193,6 +199,7 @@ class Ledger:
             self._unwritten_metrics = False
         write_table(self._study.trials_path, self.trials(), TRIALS)
         self._flushed_at = self._clock()
+        self._flush_took_s = self._flushed_at - began_at
         self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] not in ENDINGS}
 
     def take_notes(self) -> list[str]:

@@ -24,6 +24,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
 
             # Here and not only when it is written, because an audit takes minutes.
             check_clean(files, out)
+        progress("loading torch", 0.0)
         from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit
         from trainable.text_audit.clean import write_clean

@@ -83,7 +83,14 @@ def with_winner_of(options: Options) -> Options:
     elif study is None and options.study and (options.lengths or options.study == LATEST):
         # A name that is free is the new run's, which has no winner to stretch.
         study = open_study(options.study)
-    if study is None or (study.document()["kind"] == "train" and not goes_on):
+    if study is None:
+        return options
+    if study.document()["kind"] == "train" and not goes_on:
+        if options.lengths:
+            raise UserError(
+                f"{options.lengths[0]} stretches the winner of a search, and study {study.name} is a run of train. "
+                "RESUME_STEPS=500 goes on with it for 500 steps; another STUDY= name with TRAINING_STEPS begins anew."
+            )
         return options
     other_lengths = [name for name in ("TRAINING_STEPS", "RESUME_STEPS", "RESUME_LR") if name in options.texts]
     if options.lengths and other_lengths:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,16 +15,17 @@ from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from results.study.paths import shown
-from results.words import printable
+from results.words import percent_words, printable
 from search import IS_CHECKOUT, ROOT
 from trainable.errors import reason, redacted
 
+LINE_INTERVAL_S = 20.0
 MAX_TABLE_WIDTH = 1000
 NARROWEST = 80
 """Columns in which no number of our tables is cut."""
@@ -241,12 +243,16 @@ def _python() -> str | None:
 
 
 class Preparing:
-    """A progress callback for the steps before training: one bar in a terminal, a line per step elsewhere."""
+    """A progress callback for the steps before training: one bar in a terminal, elsewhere a line per step and per
+    LINE_INTERVAL_S of it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), console=console, transient=True)
+        # Where a step does not say how far it is, the last two show nothing.
+        columns = (BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn(compact=True))
+        self._bar = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
         self._tasks: dict[str, TaskID] = {}
+        self._said_at = 0.0
 
     def __enter__(self) -> "Preparing":
         if self._console.is_interactive:
@@ -260,8 +266,14 @@ class Preparing:
     def __call__(self, what: str, done_frac: float) -> None:
         """Show the share of `what` that is done."""
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=1.0)
-            if not self._console.is_interactive:
-                self._console.print(f"{what} ...")
+            self._tasks[what] = self._bar.add_task(what, total=None)
+            self._line(f"{what} ...")
+        elif done_frac and time.monotonic() - self._said_at >= LINE_INTERVAL_S:
+            self._line(f"{what}: {percent_words(done_frac)}")
         # Rich shows a pulse where there is no total.
         self._bar.update(self._tasks[what], completed=done_frac, total=1.0 if done_frac else None)
+
+    def _line(self, text: str) -> None:
+        self._said_at = time.monotonic()
+        if not self._console.is_interactive:
+            self._console.print(text)

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from results.diagnosis.diagnose import diagnose
 from results.diagnosis.findings import Diagnosis, confidence_word
 from results.diagnosis.logs.training_log import read_training_log
 from results.diagnosis.render import plain_text, render, report_of_trace, to_json
+from results.diagnosis.rules.time import _smooth
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import RunTrace
 from tests.results.owner_log import STORY, Row, falling, owner_log, recorded_run, recorded_traces, story_step_s
@@ -248,6 +250,23 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     assert stall.kind == "stall"
     assert stall.steps == (1500, 1525)
     assert "1 h 00 min" in stall.summary
+
+
+def test_the_smoothing_of_a_long_record_costs_no_more_than_of_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    medians, median = list[int](), statistics.median
+
+    def counted(values: list[float]) -> float:
+        medians.append(len(values))
+        return median(values)
+
+    monkeypatch.setattr(statistics, "median", counted)
+    short = [1.0 + index % 7 / 100 for index in range(2000)]
+    assert _smooth(short) == [median(short[max(0, at - 50) : at + 51]) for at in range(2000)]
+    medians.clear()
+    smooth = _smooth([1.0] * 120_000 + [2.0] * 80_000)
+    assert sum(medians) < 2_000_000
+    assert len(smooth) == 200_000
+    assert smooth.index(2.0) == pytest.approx(120_000, abs=100)
 
 
 def test_of_a_pause_in_one_printed_step_no_more_is_said_than_it_took(log: Path) -> None:

@@ -13,7 +13,7 @@ from results.study.atomic import is_storage_error, storage_error_words
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
-from results.study.tables import STEPS, read_rows
+from results.study.tables import STEPS, read_rows, write_table
 from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import MetricsRow, StepRow, Verdict
@@ -175,6 +175,24 @@ def test_evaluations_are_flushed_at_most_once_an_interval(study: Study) -> None:
     assert len(study.metrics()) == 3
     ledger.flush()
     assert len(study.metrics()) == 4
+
+
+def test_writing_large_tables_takes_a_twentieth_of_the_time_at_most(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+
+    def write_slowly(path: Path, rows: Any, schema: Any) -> None:
+        clock.now += 1.5 if path == study.metrics_path else 0.0
+        write_table(path, rows, schema)
+
+    monkeypatch.setattr("results.study.ledger.write_table", write_slowly)
+    ledger = Ledger(study, flush_interval_s=5.0, clock=clock)
+    start(ledger, 1)
+    for waited_s, step, on_disk in ((29.0, 10, 0), (2.0, 20, 2), (29.0, 30, 2), (2.0, 40, 4)):
+        clock.now += waited_s
+        ledger.add_metrics(1, metrics(step, 5.0), 0)
+        assert len(study.metrics()) == on_disk, step
 
 
 def test_another_trials_start_or_ending_flushes_all(study: Study) -> None:

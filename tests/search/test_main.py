@@ -171,3 +171,14 @@ def test_a_current_folder_that_is_gone_is_told_in_a_line(tmp_path: Path) -> None
     ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     told = "error: the current folder is gone or closed (No such file or directory). cd to another one.\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", told)
+
+
+def test_the_end_of_a_command_walks_nothing_that_the_libraries_brought(tmp_path: Path) -> None:
+    script = (
+        "import atexit, gc, runpy, sys; sys.argv[1:] = ['list']\n"
+        "atexit.register(lambda: print(len(gc.get_objects()) < 10_000 < gc.get_freeze_count()))\n"
+        "runpy.run_module('search', run_name='__main__')"
+    )
+    environment = {**os.environ, "STUDIES_DIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "True"

@@ -117,6 +117,9 @@ def test_resume_says_how_a_run_of_train_goes_on(whole: dict[str, Any], run_here:
     words = f"this goes on with: make train CHECKPOINT_PATH={checkpoints(whole)[-1]} "
     assert "RESUME_STEPS=500 adds 500 steps" in refused.stderr
     assert words in refused.stderr
+    stretched = run_here("train", STUDY="whole", BUDGET_TOKENS="1M", STUDIES_DIR=str(study_of(whole).path.parent))
+    assert stretched.code == 2
+    assert "study whole is a run of train. RESUME_STEPS=500 goes on with it for 500 steps" in stretched.stderr
 
 
 def test_going_on_from_our_checkpoint_is_as_never_having_stopped(train_one: Train) -> None:

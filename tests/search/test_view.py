@@ -337,6 +337,31 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     assert text.startswith("loading torch ... trial 2 stopped at 0.1% of the budget: val loss 9.1234")
 
 
+def test_a_long_preparation_says_how_far_it_is_where_there_is_no_screen(
+    make_view: MakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = make_view(80).console
+    with Preparing(console) as progress:
+        progress("tokenizing the corpus", 0.1)
+        progress("tokenizing the corpus", 0.2)
+        monkeypatch.setattr("search.terminal.console.LINE_INTERVAL_S", 0.0)
+        progress("tokenizing the corpus", 0.314)
+        progress("loading torch", 0.0)
+        progress("loading torch", 0.0)
+    lines = console.export_text().splitlines()
+    assert lines == ["tokenizing the corpus ...", "tokenizing the corpus: 31%", "loading torch ..."]
+
+
+def test_a_long_preparation_says_on_a_screen_how_far_it_is(make_view: MakeView) -> None:
+    console = make_view(80, terminal=True).console
+    with Preparing(console) as progress:
+        progress("tokenizing the corpus", 0.314)
+        progress("loading torch", 0.0)
+        tokenizing, loading = drawn(console, progress._bar)[-2:]
+    assert "31%" in tokenizing
+    assert "%" not in loading
+
+
 def test_a_progress_line_now_and_then_where_there_is_no_screen(
     make_view: MakeView, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

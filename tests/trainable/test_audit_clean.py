@@ -2,7 +2,9 @@ import base64
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
@@ -164,13 +166,24 @@ def test_a_foreign_language_stays_and_is_named(paragraphs: list[str], tmp_path: 
     assert russian.splitlines()[0] in out.read_text(encoding="utf-8")
 
 
-def test_files_of_a_folder_become_one_text(paragraphs: list[str], tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_files_of_a_folder_become_one_text(
+    paragraphs: list[str], tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, out = tmp_path / "texts", tmp_path / "clean.txt"
     folder.mkdir()
     (folder / "a.txt").write_text("".join(paragraphs[:100]).rstrip("\n"), encoding="utf-8")
     (folder / "b.txt").write_text("".join(paragraphs[30:33] + paragraphs[100:]), encoding="utf-8")
     files = source_files(str(folder))
-    summary = write_clean(files, audit(files, tokenizer), out)
+    report, looked_at, where = audit(files, tokenizer), list[int](), np.where
+
+    def counted(flags: Any, *others: Any) -> Any:
+        looked_at.append(len(flags))
+        return where(flags, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "where", counted)
+        summary = write_clean(files, report, out)
+    assert looked_at == np.bincount(report.plan.units.file_index).tolist(), "each file's own units, once"
     assert out.read_text(encoding="utf-8") == "".join(paragraphs[:100]).rstrip("\n") + "\n" + "".join(paragraphs[100:])
     with pytest.raises(UserError, match="would become part of it"):
         write_clean(files, audit(files, tokenizer), folder / "clean.txt")
@@ -246,6 +259,7 @@ def test_nothing_is_overwritten(paragraphs: list[str], tmp_path: Path, tokenizer
         ("one\ufeff two\x00\x1b[31m three\ufffd", "one two three"),
         ("É» à la Ã and Â are letters", "É» à la Ã and Â are letters"),
         ("<b>a &amp; b</b>", "<b>a &amp; b</b>"),
+        ("a control\x85 of two bytes\x1f and\x7f of one", "a control of two bytes and of one"),
         ("tab\tand\r\nline\x0c", "tab\tand\r\nline\x0c"),
     ],
 )

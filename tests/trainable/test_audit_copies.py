@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -5,10 +6,11 @@ import numpy.typing as npt
 import pytest
 
 from trainable.data.tokens import silent
+from trainable.text_audit import copies
 from trainable.text_audit.copies import duplicate_hits, overlap_hits
 from trainable.text_audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, find_overlap_runs, fingerprints
 from trainable.text_audit.near import find_near_duplicates
-from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, union
+from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, marks_between, union
 from trainable.text_audit.repeats import find_repeats
 from trainable.text_audit.shift import find_shifts
 from trainable.text_audit.windows import BUCKETS, Windows, js_distance
@@ -168,6 +170,41 @@ def test_js_distance_is_0_for_equal_and_1_for_disjoint_counts() -> None:
     counts = np.array([[2, 4, 0], [0, 0, 5], [3, 0, 1]])
     assert js_distance(counts, np.array([1, 2, 0])).round(12).tolist()[:2] == [0.0, 1.0]
     assert js_distance(counts, counts[2])[2] == 0.0
+
+
+def test_a_template_is_known_across_the_blocks_that_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    template = rng.integers(0, 60_000, 24).astype(np.uint16)
+    parts = [np.concatenate([template, rng.integers(0, 60_000, 37).astype(np.uint16)]) for _ in range(400)]
+    tokens = np.concatenate(parts)
+    # An n-gram of 32 has a quarter of a template or more in it when it starts 8 before the template's last token.
+    is_start = np.zeros(len(tokens) + 61, dtype=bool)
+    for first in range(0, len(tokens) + 61, 61):
+        is_start[max(0, first - 24) : first + 17] = True
+    for block in (1 << 18, 1000, 61):
+        monkeypatch.setattr(copies, "BLOCK_TOKENS", block)
+        covers, starts, hits = copies._templates(tokens)
+        assert covers.tolist() == np.tile(np.arange(61) < 24, 400).tolist()
+        assert np.flatnonzero(starts != is_start[: len(tokens)]).tolist() == list(range(len(tokens) - 24, len(tokens)))
+        assert [hit.occurrences for hit in hits] == [400]
+
+
+def test_a_long_text_takes_few_bytes_a_token() -> None:
+    tokens = np.random.default_rng(0).integers(0, 60_000, 4_000_000).astype(np.uint16)
+    some = np.array([[5, 9], [7, 3_000_000]])
+
+    def peak(work: Callable[[], object]) -> float:
+        tracemalloc.start()
+        work()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak_bytes / len(tokens)
+
+    assert peak(lambda: covered(some, len(tokens))) < 3
+    marks = covered(some, len(tokens))
+    assert peak(lambda: marks_between(marks, some[:, 0], some[:, 1])) < 10
+    # Tables of hashes take some 100 MB whatever the text's length.
+    assert peak(lambda: copies._templates(tokens)) < 40
 
 
 def test_spans_are_merged_and_cover() -> None:

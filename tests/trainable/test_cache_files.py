@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from trainable.data import cache_files, corpus
+from trainable.data import cache_files, corpus, text_documents
 from trainable.data import tokens as tokens_module
 from trainable.data.cache_files import cached_sum, sum_path, writing
 from trainable.data.corpus import language_reference, source_files
@@ -166,6 +166,34 @@ def test_a_text_that_changes_between_two_reads_is_refused(
     text.write_bytes(text_file.read_bytes())
     with pytest.raises(UserError, match=r"^the text changed while it was read\."):
         train_tokenizer([text], 290)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_text_that_grows_while_it_is_tokenized_is_refused_at_once(
+    is_deleted: bool,
+    text_file: Path,
+    tokenizer: Tokenizer,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(text_file.read_bytes())
+    monkeypatch.setattr(text_documents, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(tokens_module, "cpu_cores", lambda: 1)
+    told: list[float] = []
+
+    def then_changed(what: str, done_frac: float) -> None:
+        told.append(done_frac)
+        if is_deleted:
+            text.unlink()
+        else:
+            text.write_bytes(text_file.read_bytes() + b"more\n")
+
+    with pytest.raises(UserError, match=r"^the text changed while it was read\."):
+        load_corpus([text], tokenizer, progress=then_changed)
+    assert len(told) == 1
     assert list(cache.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainable.data import corpus
+from trainable.data import text_documents as documents_module
 from trainable.data.cache_files import sum_path
 from trainable.data.corpus import (
     cache_dir,
@@ -109,6 +110,29 @@ def test_a_source_is_counted_and_its_marks_and_line_ends_are_told(tmp_path: Path
     assert read_facts([lines], parse_documents("jsonl:text")).notes == []
     with pytest.raises(UserError, match=r"c\.txt is empty"):
         read_facts([files[2]])
+
+
+def test_a_long_text_says_how_much_of_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 100)
+    text, told = write(tmp_path / "a.txt", "nine more\n" * 40), list[float]()
+    read_facts([text], progress=lambda share: pytest.fail("it takes no second"))
+    monkeypatch.setattr(corpus, "REPORT_INTERVAL_S", 0.0)
+    read_facts([text], progress=told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_text_is_hashed_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = write(tmp_path / "a.txt", "one\n")
+    read_facts([text])
+    write(text, "two\n")  # in the same tick of the clock, perhaps
+    assert text_fingerprint([text]) == hashlib.sha256(b"4\ntwo\n").hexdigest()
+    monkeypatch.setattr(corpus, "CLOCK_TICK_S", 0.0)
+    read_facts([text])
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "open_hashed", lambda *_: pytest.fail("read again"))
+        assert text_fingerprint([text]) == hashlib.sha256(b"4\ntwo\n").hexdigest()
+    write(text, "longer\n")
+    assert text_fingerprint([text]) == hashlib.sha256(b"7\nlonger\n").hexdigest()
 
 
 def test_a_validation_text_that_is_trained_on_is_refused(tmp_path: Path) -> None:

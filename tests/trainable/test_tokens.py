@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from trainable.config import TrialConfig
 from trainable.data import text_documents as documents_module
 from trainable.data import tokens as tokens_module
 from trainable.data.cache_files import sum_path
+from trainable.data.corpus import size_words
 from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import Corpus, Tokens, check_corpus, load_corpus, sample_batch, train_tokenizer
 from trainable.errors import UserError
@@ -95,16 +97,21 @@ def test_the_fingerprint_is_of_text_and_tokenizer(text_file: Path, tokenizer: To
     assert other_tokenizer.vocab_size == 301
 
 
+@pytest.mark.parametrize(("cores", "at_once"), [(1, 1), (3, 3), (64, 8)])
 def test_many_chunks_and_files_are_joined_in_order(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cores: int, at_once: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents_module, "CHUNK_BYTES", 20)
+    monkeypatch.setattr(tokens_module, "cpu_cores", lambda: cores)
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     lines = [f"line {number} of a file\r\n" for number in range(40)]
     files[0].write_text("".join(lines[:30]), newline="")
     files[1].write_text("".join(lines[30:]), newline="")
-    corpus = load_corpus(files, tokenizer)
+    told: list[float] = []
+    corpus = load_corpus(files, tokenizer, progress=lambda what, done_frac: told.append(done_frac))
     assert tokenizer.decode(corpus.tokens.tolist()) == "".join(lines).replace("\r\n", "\n")
+    # A core has a chunk at a time, of a document too.
+    assert len(told) == math.ceil(sum(1 for _ in documents_module.iter_chunks(files)) / at_once) > 4
 
 
 def test_a_killed_writer_leaves_no_cache(text_file: Path, tokenizer: Tokenizer, corpus: Corpus, cache: Path) -> None:
@@ -132,6 +139,27 @@ def test_a_failing_writer_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         load_corpus([text_file], tokenizer, progress=lambda what, done_frac: signal.raise_signal(signal.SIGINT))
     assert list(cache.iterdir()) == []
+
+
+def test_a_text_whose_tokens_do_not_fit_is_refused_at_its_beginning(
+    text_file: Path, tokenizer: Tokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(tokens_module, "cpu_cores", lambda: 1)
+    whole = load_corpus([text_file], tokenizer)
+    size_bytes = whole.path.stat().st_size
+    whole.path.unlink()
+    free, usage = size_bytes // 2, shutil.disk_usage(cache)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    told: list[float] = []
+    refusal = rf"npy cannot be written: the text's tokens take about .* and {size_words(free)} is free there\."
+    with pytest.raises(UserError, match=refusal):
+        load_corpus([text_file], tokenizer, progress=lambda what, done_frac: told.append(done_frac))
+    assert len(told) <= 1
+    assert list(cache.glob("*.npy")) == []
+    # Nearly enough may be enough: the beginning is no measure of the rest.
+    free = round(0.95 * size_bytes)
+    assert load_corpus([text_file], tokenizer) == whole
 
 
 def test_the_last_tenth_is_the_validation_part(corpus: Corpus, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import filecmp
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,10 @@ TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 MARKED_UP_SUFFIXES = (*JSON_LINES_SUFFIXES, ".json", ".csv", ".tsv")
 SHINGLE_WORDS = 8
+REPORT_INTERVAL_S = 1.0
+"""Between two reports of how much of a long text was read."""
+CLOCK_TICK_S = 2.0
+"""The coarsest clock of a file system, FAT's."""
 MAX_REPEATED_FRAC = 0.2
 """A paragraph goes when more of its runs of 8 words than this came before."""
 
@@ -140,31 +145,47 @@ class TextFacts:
         return notes
 
 
-def read_facts(files: Sequence[Path], documents: Documents = WHOLE_FILES) -> TextFacts:
-    """Return what the files hold. Raises UserError as iter_chunks does, and for a source without text."""
-    count, mended = 0, set()
-    for chunk in iter_chunks(files, documents):
+def read_facts(
+    files: Sequence[Path], documents: Documents = WHOLE_FILES, *, progress: Callable[[float], None] | None = None
+) -> TextFacts:
+    """Return what the files hold; `progress` is called with the share read, now and then if it takes long.
+
+    text_fingerprint() then knows the text without reading it again. Raises UserError as iter_chunks does, and for a
+    source without text.
+    """
+    count, mended, digest, state = 0, set(), hashlib.sha256(), _state(files)
+    read_bytes, total_bytes, reported_at = 0, sum(path.stat().st_size for path in files), time.monotonic()
+    for chunk in iter_chunks(files, documents, digest=digest):
         count += sum(span.begins for span in chunk.spans)
+        read_bytes += len(chunk.raw)
+        if progress is not None and time.monotonic() - reported_at >= REPORT_INTERVAL_S:
+            reported_at = time.monotonic()
+            # Of JSON lines only a part is text.
+            progress(min(1.0, read_bytes / total_bytes))
         begins = chunk.first_line == 1 and not chunk.continues
-        if b"\r\n" in chunk.raw or (begins and chunk.raw.startswith(BOM)):
+        if (b"\r" in chunk.raw and b"\r\n" in chunk.raw) or (begins and chunk.raw.startswith(BOM)):
             mended.add(chunk.path)
     if count == 0:
         raise UserError(f"{files[0]} is empty. Name a source with text in it.")
+    if state is not None:
+        _fingerprints[state] = digest.hexdigest()
     return TextFacts(
         files=len(files),
-        size_bytes=sum(path.stat().st_size for path in files),
+        size_bytes=total_bytes,
         documents=count,
         mended_files=len(mended),
         marked_up_files=sum(documents.kind != "jsonl" and path.suffix.lower() in MARKED_UP_SUFFIXES for path in files),
     )
 
 
-def text_fingerprint(files: list[Path]) -> str:
-    """Return a SHA-256 (hex) over the files' sizes and bytes in order.
+def text_fingerprint(files: Sequence[Path]) -> str:
+    """Return a SHA-256 (hex) over the files' sizes and bytes in order, read once a process and after every change.
 
     Raises UserError for an empty or unreadable source.
     """
-    digest = hashlib.sha256()
+    digest, state = hashlib.sha256(), _state(files)
+    if state in _fingerprints:
+        return _fingerprints[state]
     total_bytes = 0
     for path in files:
         try:
@@ -175,7 +196,29 @@ def text_fingerprint(files: list[Path]) -> str:
             raise UserError(f"{path} cannot be read: {reason(error)}.") from None
     if total_bytes == 0:
         raise UserError(f"{files[0]} is empty. Name a source with text in it.")
+    if state is not None:
+        _fingerprints[state] = digest.hexdigest()
     return digest.hexdigest()
+
+
+_State = tuple[tuple[Path, int, int, int, int, int], ...]
+_fingerprints: dict[_State | None, str] = {}
+"""Of texts that this process has read, by what the file system said of their files."""
+
+
+def _state(files: Sequence[Path]) -> _State | None:
+    """Return what every change of the files changes; None where one is so new that a change may not show in its time,
+    or cannot be read."""
+    try:
+        stats = [path.stat() for path in files]
+    except OSError:
+        return None
+    if time.time() - max(stat.st_ctime for stat in stats) < CLOCK_TICK_S:
+        return None
+    return tuple(
+        (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for path, stat in zip(files, stats, strict=True)
+    )
 
 
 def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:

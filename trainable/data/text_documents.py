@@ -144,7 +144,9 @@ def _chunks(path: Path, file: BufferedReader, documents: Documents) -> Iterator[
 
 def as_read(raw: bytes, *, starts_file: bool) -> str:
     """Return bytes of a file as the text that is trained on. Raises UnicodeDecodeError."""
-    return (raw.removeprefix(BOM) if starts_file else raw).decode().replace("\r\n", "\n")
+    text = (raw.removeprefix(BOM) if starts_file else raw).decode()
+    # Looking for two characters takes as long as decoding; for one byte a tenth of that.
+    return text.replace("\r\n", "\n") if b"\r" in raw else text
 
 
 def _blocks(file: BufferedReader, *, whole_paragraphs: bool) -> Iterator[bytes]:

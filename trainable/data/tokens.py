@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,8 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainable.config import TrialConfig
 from trainable.data.cache_files import cached_sum, writing
-from trainable.data.corpus import cache_dir, text_fingerprint
+from trainable.data.corpus import cache_dir, size_words, text_fingerprint
 from trainable.data.text_documents import WHOLE_FILES, Documents, after_documents, iter_chunks
+from trainable.device.device import cpu_cores
 from trainable.errors import InputChangedError, UserError
 from trainable.model.fingerprint import file_fingerprint
 
@@ -25,6 +28,10 @@ END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE_CHARS = 16_000_000
 """More text than this hardly changes a byte-pair vocabulary of this project's sizes."""
 
+MAX_CHUNKS = 8
+"""Encoded at once, whatever the cores: each takes about 100 MB of memory."""
+ROOM_MARGIN = 1.2
+"""A text's beginning may have so many more tokens a byte than the rest."""
 COUNTED_TOKENS = 1 << 20
 REMEDY = "It is made again by"
 """For a file of the cache."""
@@ -134,7 +141,7 @@ def _is_cached(path: Path, progress: Progress) -> bool:
     return is_whole
 
 
-def _check_same_text(then: str, now: str) -> None:
+def _check_same_text(then: object, now: object) -> None:
     if then != now:
         raise UserError("the text changed while it was read. Run the command again once nothing writes to it.")
 
@@ -194,23 +201,32 @@ def _tokenize(
     progress: Progress,
 ) -> None:
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    total_bytes = max(1, sum(file.stat().st_size for file in files))
+    sizes = {file: file.stat().st_size for file in files}
+    total_bytes = max(1, sum(sizes.values()))
     done_bytes = 0
     tokens_count = 0
     digest = hashlib.sha256()
     with writing(path) as cached:
         # By append and not through a map: there a full disk is SIGBUS, which nothing catches.
         header_bytes = _write_header(cached, dtype, 0)
-        for chunk, follows in after_documents(iter_chunks(files, documents, digest=digest)):
-            texts = [chunk.text[span.start : span.end] for span in chunk.spans]
+        chunks = after_documents(iter_chunks(files, documents, digest=digest))
+        # A text is encoded by one core: a long document is shared among them by its chunks.
+        at_once = min(cpu_cores(), MAX_CHUNKS) if documents.kind == "file" else 1
+        while group := list(islice(chunks, at_once)):
+            for path_read in {chunk.path for chunk, _ in group}:
+                # A text that somebody still writes to is refused now; what keeps its size, by its checksum at the end.
+                _check_same_text(sizes[path_read], path_read.stat().st_size if path_read.exists() else None)
+            texts = [chunk.text[span.start : span.end] for chunk, _ in group for span in chunk.spans]
             encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             ids: list[int] = []
-            for is_separated, one in zip(follows, encoded, strict=True):
+            for is_separated, one in zip(chain.from_iterable(follows for _, follows in group), encoded, strict=True):
                 ids += [separator_id] if is_separated and separator_id is not None else []
                 ids += one.ids
             cached.write(np.asarray(ids, dtype=dtype).tobytes())
             tokens_count += len(ids)
-            done_bytes += len(chunk.raw)
+            is_first, done_bytes = done_bytes == 0, done_bytes + sum(len(chunk.raw) for chunk, _ in group)
+            if is_first and documents.kind != "jsonl":
+                _check_room(path, cached.tell(), done_bytes / total_bytes)
             # Of JSON lines only a part is text.
             progress("tokenizing the corpus", min(1.0, done_bytes / total_bytes))
         _check_same_text(text, digest.hexdigest())
@@ -219,6 +235,16 @@ def _tokenize(
         cached.seek(0)
         # numpy leaves room for the digits of the first dimension.
         assert _write_header(cached, dtype, tokens_count) == header_bytes
+
+
+def _check_room(path: Path, written_bytes: int, done_frac: float) -> None:
+    """Raise UserError where the beginning shows that the whole will not fit: of a long text that is an hour early."""
+    left_bytes, free_bytes = round(written_bytes * (1 / done_frac - 1)), shutil.disk_usage(path.parent).free
+    if left_bytes > ROOM_MARGIN * free_bytes:
+        raise UserError(
+            f"{path} cannot be written: the text's tokens take about {size_words(written_bytes + left_bytes)}, and "
+            f"{size_words(free_bytes)} is free there. Make room, or set another CACHE_DIR."
+        )
 
 
 def _write_header(file: IO[bytes], dtype: type[np.uint16] | type[np.uint32], tokens_count: int) -> int:

@@ -126,23 +126,26 @@ def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSumma
 def _copy_clean(path: Path, plan: CleanPlan, file_index: int, out: BinaryIO) -> None:
     units = plan.units
     first, end = np.searchsorted(units.file_index, (file_index, file_index + 1)).tolist()
-    action = np.where(plan.removed > 0, 3, plan.repaired.astype(np.int8) + (plan.repaired & plan.markup))
     if first == end:
         return  # an empty file
+    # Of this file's units alone: there may be as many files.
+    removed, repaired, markup = (column[first:end] for column in (plan.removed, plan.repaired, plan.markup))
+    action = np.where(removed > 0, 3, repaired.astype(np.int8) + (repaired & markup))
     last_byte = b"\n"
     with path.open("rb") as source:
-        changes = np.flatnonzero(np.diff(action[first:end])) + first + 1
+        changes = np.flatnonzero(np.diff(action)) + first + 1
         for low, high in pairwise([first, *changes.tolist(), end]):
+            act = action[low - first]
             source.seek(int(units.first_byte[low]))
             size = int(units.end_byte[high - 1] - units.first_byte[low])
-            if action[low] == 3:
+            if act == 3:
                 # The line that a cut begins in must still end.
                 written = b"\n" if units.ends_line[high - 1] and not units.starts_line[low] else b""
                 out.write(written)
-            elif action[low] == 0:
+            elif act == 0:
                 written = _copy(source, size, out)
             else:
-                written = repair(source.read(size), markup=action[low] == 2)
+                written = repair(source.read(size), markup=bool(act == 2))
                 out.write(written)
             last_byte = written[-1:] or last_byte
     if last_byte != b"\n" and file_index + 1 < len(units.files):

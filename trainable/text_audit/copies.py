@@ -14,7 +14,15 @@ from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
 from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
 from trainable.text_audit.near import NearDuplicate, find_near_duplicates, find_passages
-from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, covered, iter_ngram_hashes, marks_between, union
+from trainable.text_audit.ngrams import (
+    BLOCK_TOKENS,
+    NGRAM_TOKENS,
+    KnownHashes,
+    covered,
+    iter_ngram_hashes,
+    marks_between,
+    union,
+)
 from trainable.text_audit.units import Flags, Hashes, Ints, Units
 
 TEMPLATE_NGRAM_TOKENS = 16
@@ -53,8 +61,12 @@ def _templates(tokens: Tokens) -> tuple[Flags, Flags, list[Hit]]:
     spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
     spans = spans[spans[:, 1] - spans[:, 0] <= MAX_TEMPLATE_TOKENS]
     covers = covered(spans, len(tokens))
-    places = np.arange(len(tokens))
-    starts = marks_between(covers, places, np.minimum(places + NGRAM_TOKENS, len(tokens))) >= NGRAM_TOKENS // 4
+    starts = np.zeros(len(tokens), dtype=bool)
+    for low in range(0, len(tokens), BLOCK_TOKENS):
+        part = covers[low : low + BLOCK_TOKENS + NGRAM_TOKENS - 1]
+        places = np.arange(min(BLOCK_TOKENS, len(part)))
+        inside = marks_between(part, places, np.minimum(places + NGRAM_TOKENS, len(part)))
+        starts[low : low + BLOCK_TOKENS] = inside >= NGRAM_TOKENS // 4
     return covers, starts, [_template_hit(spans)] if len(spans) else []
 
 
@@ -89,6 +101,7 @@ def find_copies(
     units: Units, tokens: Tokens, word: npt.NDArray[np.int32], known: list[Hit], train_tokens: int, progress: Progress
 ) -> list[Hit]:
     """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
+    progress("looking for duplicates", 0.0)
     skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
     in_template, starts_template, template_hits = _templates(tokens)
     hashes, positions = fingerprints(tokens, skipped | starts_template, progress)

@@ -29,12 +29,14 @@ _TAGS = (
     rb"|tr|tt|u|ul"
 )
 _PATTERN = re.compile(
-    rb"(?P<t0>" + _MOJIBAKE + rb")"
+    # How one of them may begin: nearly all bytes are turned away by this alone, an eighth of the time.
+    rb"(?=[\x00-\x08\x0b\x0e-\x1f\x7f&<\xc2\xc3\xef])"
+    rb"(?:(?P<t0>" + _MOJIBAKE + rb")"
     rb"|(?P<t1>\xef\xbf\xbd)"
     rb"|(?P<t2>\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1f\x7f]|\xc2[\x80-\x9f])"
     rb"|(?P<t3>\xef\xbb\xbf)"
     rb"|(?P<t4>&(?:[A-Za-z]{2,8}|#[0-9]{2,6}|#[xX][0-9a-fA-F]{2,6});)"
-    rb"|(?P<t5></?(?:" + _TAGS + rb")(?:\s[^<>\n]{0,300})?/?>)",
+    rb"|(?P<t5></?(?:" + _TAGS + rb")(?:\s[^<>\n]{0,300})?/?>))",
     re.IGNORECASE,
 )
 

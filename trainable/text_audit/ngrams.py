@@ -99,16 +99,22 @@ def union(spans: Ints) -> Ints:
 
 def covered(spans: Ints, length: int) -> Flags:
     """Return for each of `length` positions whether a span covers it."""
-    steps = np.zeros(length + 1, dtype=np.int32)
-    np.add.at(steps, spans[:, 0], 1)
-    np.add.at(steps, spans[:, 1], -1)
-    covering: Flags = np.cumsum(steps[:-1]) > 0
+    # Spans that no longer touch take a byte for each position, where counts of any take eight.
+    steps, apart = np.zeros(length + 1, dtype=np.int8), union(spans)
+    steps[apart[:, 0]] += 1
+    steps[apart[:, 1]] -= 1
+    covering: Flags = np.cumsum(steps[:-1], dtype=np.int8).view(np.bool_)
     return covering
 
 
 def marks_between(marks: npt.NDArray[np.generic], first: Ints, end: Ints) -> Ints:
     """Return the sum of `marks`, flags or counts, over each span [first, end)."""
-    total = np.append(0, np.cumsum(marks, dtype=np.int64))
+    total = np.zeros(len(marks) + 1, dtype=np.int64)
+    # A block at a time: cumsum copies what it counts, to 8 bytes a mark.
+    for low in range(0, len(marks), BLOCK_TOKENS):
+        so_far = total[low + 1 : low + BLOCK_TOKENS + 1]
+        np.cumsum(marks[low : low + BLOCK_TOKENS], dtype=np.int64, out=so_far)
+        so_far += total[low]
     between: Ints = total[end] - total[first]
     return between
 

@@ -149,7 +149,7 @@ def scan_text(source: Source, progress: Progress) -> Scan:
         }
         for name, values in (rows | _mark_columns(piece, cuts, common)).items():
             columns.setdefault(name, []).append(values)
-        progress("reading the text", (piece.first_token + len(piece.token_starts)) / max(1, len(source.tokens)))
+        progress("examining the text", (piece.first_token + len(piece.token_starts)) / max(1, len(source.tokens)))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     marks: dict[str, Any] = {field.name: joined.pop(field.name) for field in fields(Scan) if field.name in joined}
     units = Units(files=tuple(source.files), tokens=len(source.tokens), **joined)
