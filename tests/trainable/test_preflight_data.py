@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from trainable.data.corpus import language_reference
 from trainable.data.tokens import Corpus, Tokens, load_corpus
 from trainable.preflight import corpus_checks
 from trainable.preflight.corpus_checks import (
@@ -81,7 +82,7 @@ def test_a_tokenizer_of_another_script_is_named(tmp_path: Path) -> None:
 def test_a_clean_split_passes_and_says_its_share(corpus: Corpus, tokenizer: Tokenizer) -> None:
     check = check_overlap(corpus, tokenizer)
     assert check.status == "pass"
-    assert check.measured.startswith("0.0% of the validation 32-grams occur in training")
+    assert check.measured.startswith("0.0% of the validation 128-grams occur in training")
 
 
 def test_the_longest_copy_is_measured_to_the_token(random_tokens: Callable[[int, int], Tokens]) -> None:
@@ -99,6 +100,26 @@ def test_the_longest_copy_is_measured_to_the_token(random_tokens: Callable[[int,
     assert found.shared_frac == pytest.approx((300 - 31 + 40 - 31) / (10_000 - 31))
     assert found.train_read_frac == 1.0
     assert measure_overlap(train, val[:31]) is None
+
+
+def test_characters_that_are_written_often_are_no_copy(tmp_path: Path) -> None:
+    """A licence of 700 characters at the top of each file, which a vocabulary of bytes has 700 tokens of."""
+    letters = Tokenizer(models.BPE())
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    letters.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    letters.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    licence, draw = language_reference()[:700], np.random.default_rng(0)
+    files = [licence + "".join(draw.choice(list("abcdefgh \n"), 60_000)) for _ in range(10)]
+    text = tmp_path / "files.txt"
+    text.write_text("".join(files))
+    check = check_overlap(load_corpus([text], letters), letters)
+    assert check.status == "pass", check
+    assert "of the validation 128-grams occur in training; longest copy: validation tokens 0 to 702, " in check.measured
+    text.write_text("".join(files[:9]) + files[0][:2000] + files[9][2000:])
+    check = check_overlap(load_corpus([text], letters), letters)
+    assert check.status == "fail", check
+    assert "no copy of 1024 tokens or more" in check.expected
 
 
 def test_a_long_text_is_read_in_part_and_a_long_validation_part_sampled(

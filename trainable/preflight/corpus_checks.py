@@ -21,6 +21,8 @@ MIN_BYTES_PER_TOKEN = 1.5
 """English has 3 to 4.5 in vocabularies of 2,048 to 50,257; another script in GPT-2's has 1 to 1.5."""
 LARGE_VOCABULARY = 1000
 """Smaller vocabularies are of characters or bytes on purpose."""
+CHARACTERS = 4
+"""So many of them count as one token where copies are looked for, as in English."""
 SAMPLE_CHARS = 25_000
 SAMPLE_FILES = 8
 
@@ -87,10 +89,11 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
 def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
     """Return whether the validation part is text that training does not see."""
     name = "train/validation overlap"
-    overlap = measure_overlap(corpus.train, corpus.val)
+    scale = CHARACTERS if corpus.vocab_size < LARGE_VOCABULARY else 1
+    overlap = measure_overlap(corpus.train, corpus.val, scale=scale)
     if overlap is None:
-        return skipped(name, f"a part has fewer than {NGRAM_TOKENS} tokens")
-    measured = f"{overlap.shared_frac:.1%} of the validation {NGRAM_TOKENS}-grams occur in training"
+        return skipped(name, f"a part has fewer than {scale * NGRAM_TOKENS} tokens")
+    measured = f"{overlap.shared_frac:.1%} of the validation {scale * NGRAM_TOKENS}-grams occur in training"
     if overlap.train_read_frac < 1:
         measured += f" (in the {overlap.train_read_frac:.0%} of it that was read)"
     if overlap.longest_tokens:
@@ -102,7 +105,7 @@ def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
         failed=overlap.shared_frac >= SHARED_FAIL_FRAC or overlap.long_copy_frac >= LONG_COPY_FAIL_FRAC,
         warned=overlap.shared_frac >= SHARED_WARN_FRAC or overlap.long_copy_frac > 0,
         measured=measured,
-        expected=f"below {SHARED_WARN_FRAC:.0%}, and no copy of {LONG_COPY_TOKENS} tokens or more",
+        expected=f"below {SHARED_WARN_FRAC:.0%}, and no copy of {scale * LONG_COPY_TOKENS} tokens or more",
         advice="The validation loss would measure memorization. Remove the repeated passages: make audit names them, "
         "and CLEAN=file writes the text without them.",
     )
@@ -133,7 +136,7 @@ class Overlap:
     shared_frac: float
     """Of the validation n-grams, how many occur in training."""
     long_copy_frac: float
-    """Of the validation tokens, how many lie in copies of LONG_COPY_TOKENS and more."""
+    """Of the validation tokens, how many lie in copies of `scale` x LONG_COPY_TOKENS and more."""
     longest_tokens: int
     longest_start: int
     """Validation token at which the longest copy begins."""
@@ -141,44 +144,48 @@ class Overlap:
     """Below 1 the rest was not read, and there may be more."""
 
 
-def measure_overlap(train: Tokens, val: Tokens) -> Overlap | None:
-    """Return what the two share, or None where one is shorter than an n-gram. Memory is bounded at any length."""
-    if min(len(train), len(val)) < NGRAM_TOKENS:
+def measure_overlap(train: Tokens, val: Tokens, *, scale: int = 1) -> Overlap | None:
+    """Return what the two share, or None where one is shorter than an n-gram. Memory is bounded at any length.
+
+    scale: how many tokens, a power of two, are about as long as one of a large vocabulary.
+    """
+    n = scale * NGRAM_TOKENS
+    if min(len(train), len(val)) < n:
         return None
-    places, hashes = _kept_ngrams(val)
+    places, hashes = _kept_ngrams(val, n)
     distinct, which = np.unique(hashes, return_inverse=True)
     known, found = KnownHashes(distinct), np.zeros(len(distinct), dtype=bool)
-    spans = _read_spans(len(train))
+    spans = _read_spans(len(train), n)
     for start, end in spans:
-        for _, theirs in iter_ngram_hashes(train, start, end):
+        for _, theirs in iter_ngram_hashes(train, start, end, n=n):
             found[known.find(theirs)[1]] = True
     copies = marked_spans(found[which])  # stretches whose every n-gram was found
     starts = places[copies[:, 0]]
-    lengths = places[copies[:, 1] - 1] - starts + NGRAM_TOKENS
+    lengths = places[copies[:, 1] - 1] - starts + n
     longest = int(lengths.argmax()) if len(lengths) else 0
     return Overlap(
         shared_frac=float(found[which].mean()),
-        long_copy_frac=float(lengths[lengths >= LONG_COPY_TOKENS].sum() / len(val)),
+        long_copy_frac=float(lengths[lengths >= scale * LONG_COPY_TOKENS].sum() / len(val)),
         longest_tokens=int(lengths[longest]) if len(lengths) else 0,
         longest_start=int(starts[longest]) if len(lengths) else 0,
         train_read_frac=min(1.0, len(spans) * CHUNK_TOKENS / len(train)),
     )
 
 
-def _kept_ngrams(tokens: Tokens) -> tuple[Ints, Hashes]:
+def _kept_ngrams(tokens: Tokens, n: int) -> tuple[Ints, Hashes]:
     modulus = np.uint64(1 + len(tokens) // MAX_VAL_NGRAMS)
     places, kept = [], []
-    for start, hashes in iter_ngram_hashes(tokens, 0, len(tokens)):
+    for start, hashes in iter_ngram_hashes(tokens, 0, len(tokens), n=n):
         chosen = np.flatnonzero(hashes % modulus == 0)
         places.append(chosen + start)
         kept.append(hashes[chosen])
     return np.concatenate(places), np.concatenate(kept)
 
 
-def _read_spans(tokens_count: int) -> list[tuple[int, int]]:
+def _read_spans(tokens_count: int, n: int) -> list[tuple[int, int]]:
     """Return the (start, end) of chunks to read, each long enough to hold the n-grams that begin in it."""
-    starts = np.arange(0, tokens_count - NGRAM_TOKENS + 1, CHUNK_TOKENS)
+    starts = np.arange(0, tokens_count - n + 1, CHUNK_TOKENS)
     most = MAX_TRAIN_TOKENS // CHUNK_TOKENS
     if len(starts) > most:
         starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(np.int64)]
-    return [(int(start), min(int(start) + CHUNK_TOKENS + NGRAM_TOKENS - 1, tokens_count)) for start in starts]
+    return [(int(start), min(int(start) + CHUNK_TOKENS + n - 1, tokens_count)) for start in starts]
