@@ -64,7 +64,7 @@ class PreflightRecord:
 
     passed_at: datetime
     learning_rate: float
-    """A smaller one may be rounded away."""
+    """The baseline's, or the run's. The weights may be too coarse for the steps of a smaller one."""
     batch_size: int
     block_size: int
     """Both of the largest configuration that was checked."""
@@ -78,13 +78,20 @@ class PreflightRecord:
         """Return whether runs of this size were checked already, and what they need is still there."""
         largest, sharing = preflight.largest, preflight.sharing
         return (
-            preflight.config.learning_rate >= self.learning_rate
+            self._covers_rate(preflight.config.learning_rate)
             and largest.block_size <= self.block_size
             and largest.batch_size * largest.block_size <= self.batch_size * self.block_size
             and sharing.runs <= self.sharing.runs
             and sharing.memory_frac >= self.sharing.memory_frac
             and self._has_room(preflight)
         )
+
+    def _covers_rate(self, learning_rate: float) -> bool:
+        from trainable.preflight.configuration import PRECISION
+
+        # Where even this rate was rounded away, the warning is not one about a larger rate.
+        warned = any(warning["name"] == PRECISION for warning in self.warnings)
+        return learning_rate == self.learning_rate or (learning_rate > self.learning_rate and not warned)
 
     def _has_room(self, preflight: "Preflight") -> bool:
         import torch
@@ -93,7 +100,7 @@ class PreflightRecord:
         from trainable.preflight.memory import DISK, MEMORY
 
         room, device = preflight.room, preflight.loaded.spec.device
-        if room and room.folder and self.needed_bytes.get(DISK, math.inf) * room.count > room.free_bytes()[1]:
+        if room and room.folder and self.needed_bytes.get(DISK, math.inf) * room.count > room.free_bytes:
             return False
         # A GPU would be asked in a process of its own; its name is in the key.
         left = run_memory_bytes(torch.device(device), runs=preflight.sharing.runs) if device == "cpu" else math.inf

@@ -26,6 +26,7 @@ from search.terminal.console import Terminal
 from trainable.config import TrialConfig
 from trainable.evaluation import EvalProtocol
 from trainable.preflight.check_result import Check
+from trainable.preflight.configuration import PRECISION
 from trainable.preflight.memory import DISK, MEMORY, CheckpointRoom
 
 FACTS: Mapping[str, Any] = {
@@ -111,6 +112,13 @@ def test_a_larger_batch_a_longer_block_a_smaller_rate_more_runs_and_a_smaller_sh
         assert not RECORD.covers(asked(loaded, two, **size))
     for sharing in (Sharing(runs=3, memory_frac=0.5), Sharing(runs=2, memory_frac=0.4)):
         assert not RECORD.covers(asked(loaded, sharing))
+
+
+def test_a_rate_that_was_rounded_away_says_nothing_of_a_larger_one(make_loaded: Callable[..., Loaded]) -> None:
+    """Its warning would be repeated to a run whose steps are not."""
+    warned = replace(RECORD, warnings=[{"name": PRECISION, "status": "warn"}])
+    covered = [warned.covers(asked(make_loaded(), learning_rate=rate)) for rate in (1e-6, 1e-5, 1e-3)]
+    assert covered == [False, True, False]
 
 
 def test_a_machine_or_a_disk_that_has_less_left_is_looked_at_again(

@@ -118,12 +118,17 @@ class CheckpointRoom:
     """Not necessarily there yet; None for a store that does not say how much is free, S3 for one."""
     count: int
 
-    def free_bytes(self) -> tuple[Path, int]:
-        """Return the folder that is there already, and what is free in it."""
+    @property
+    def existing(self) -> Path:
+        """The folder, or the nearest one above it that is there already."""
         assert self.folder is not None
         own = self.folder.absolute()
-        there = next(one for one in (own, *own.parents) if one.exists())
-        return there, shutil.disk_usage(there).free
+        return next(one for one in (own, *own.parents) if one.exists())
+
+    @property
+    def free_bytes(self) -> int:
+        """What is free there."""
+        return shutil.disk_usage(self.existing).free
 
 
 def _gib_words(size_bytes: int) -> str:
@@ -140,13 +145,12 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
     """Return whether the checkpoints that are kept at a time fit into what is free."""
     if room.folder is None:
         return skipped(DISK, "the store does not say how much room it has")
-    size = checkpoint_bytes(model)
-    folder, free = room.free_bytes()
+    size, free = checkpoint_bytes(model), room.free_bytes
     check = judged(
         DISK,
         failed=size * room.count > free,
         measured=f"{room.count} checkpoints of {_gib_words(size)} at a time: {_gib_words(size * room.count)}",
-        expected=f"at most the {_gib_words(free)} that are free in {folder}",
+        expected=f"at most the {_gib_words(free)} that are free in {room.existing}",
         advice="Make room there, name another place (STORAGE, STUDIES_DIR), or run fewer trials at once.",
     )
     return replace(check, needed_bytes=size)
