@@ -181,8 +181,8 @@ def worse_words(who: str, loss: float | None, start_val_loss: float | None) -> s
         return None
     what, by = "worse" if loss > start_val_loss else "no better", difference_words(loss - start_val_loss)
     return (
-        f"{who} makes the model {what}: it starts at {loss_words(start_val_loss)} and ends at {loss_words(loss)}, "
-        f"{by} nats/token"
+        f"{who} makes the model {what}: its val loss starts at {loss_words(start_val_loss)} and ends at "
+        f"{loss_words(loss)}, {by} nats/token"
     )
 
 

@@ -18,6 +18,7 @@ from results.winner import is_worse, start_val_loss, winner_of, worse_words
 from results.words import STATUS_LABELS, batch_words, list_words, percent_words, range_words, value_words
 from trainable.errors import UserError, count_words, first_of
 from trainable.model.model_names import PRESETS
+from trainable.rows import ENDINGS
 
 UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
@@ -26,16 +27,18 @@ MANY_PASSES = 3.0
 WAS_STOPPED = "it was stopped as unstable"
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
-_BROKEN = ("unstable", "out_of_memory", "failed")
-_WITHOUT_A_VERDICT = {
+_HOW_IT_BROKE = {
     "out_of_memory": (
         "ran out of memory",
         "leave such sizes out of the space, or set a lower BATCH_SIZE with as much more GRAD_ACCUM_STEPS; "
         "CONCURRENCY=1 leaves a trial all of the memory",
     ),
-    "failed": ("failed", "the error is in the study's search.log: a fault of the program or the machine, no setting's"),
+    "failed": (
+        "failed",
+        "read the error in the study's search.log: it is the program's or the machine's fault, and no setting's",
+    ),
 }
-"""By status: what the trial did, and what to do."""
+"""By status, of trials that ended without a verdict: what the trial did, and what to do."""
 
 
 def context_of_study(study: Study) -> Context:
@@ -84,7 +87,7 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
         Diagnosis(
             kind="divergence",
             confidence=0.7,
-            summary=f"{worse} on held-out text",
+            summary=worse,
             evidence=f"{count_words(trial['optimizer_steps'], 'step')}, "
             f"learning rate {trial['learning_rate']:.2e}; {read}",
             next_step="try a third of the learning rate or less, with a warm-up; "
@@ -149,7 +152,7 @@ def _judged_trials(study: Study) -> list[Row]:
 
 
 def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
-    ended = [trial for trial in trials if trial["status"] in ("completed", "stopped", *_BROKEN)]
+    ended = [trial for trial in trials if trial["status"] in ENDINGS]
     bad = [trial for trial in ended if trial["status"] == "unstable"]
     # One trial alone says nothing of where others would be unstable.
     if not bad or len(ended) == 1 or len(bad) < UNSTABLE_FRAC * len(ended):
@@ -187,7 +190,7 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
 
 
 def _broken(trials: Sequence[Row]) -> Iterator[Diagnosis]:
-    for status, (did, next_step) in _WITHOUT_A_VERDICT.items():
+    for status, (did, next_step) in _HOW_IT_BROKE.items():
         bad = [trial for trial in trials if trial["status"] == status]
         if not bad or len(bad) < UNSTABLE_FRAC * len(trials):
             continue

@@ -70,9 +70,11 @@ class RunCheckpoints:
     def warning(self) -> str | None:
         """A line for a run that ended no lower than it started; None for any other."""
         best = best_evaluation(self.evaluations)
-        start, end = (self.evaluations[place]["val_loss"] for place in (0, -1)) if best else (None, None)
+        if best is None:
+            return None
+        start, end = (self.evaluations[place]["val_loss"] for place in (0, -1))
         worse = worse_words("the run", end, start)
-        if best is None or worse is None:
+        if worse is None:
             return None
         if is_worse(best["val_loss"], start):
             return f"{worse}, and no evaluation was below the start"

@@ -104,7 +104,7 @@ def test_what_made_the_model_worse_is_not_called_sound(study: Study, make_trial:
     fill(study, make_trial, [1e-3, 2e-3], unstable=set())
     started(study, 4.2)  # They end at 4.24, as sound as their course is.
     [finding] = diagnose_study(study)
-    assert "makes the model worse: it starts at 4.2000 and ends at 4." in finding.summary
+    assert "makes the model worse: its val loss starts at 4.2000 and ends at 4." in finding.summary
     assert finding.evidence == "300 steps, learning rate 2.00e-03; the training text was read 13.7 times"
     assert report_of_trial(study, 1).findings[0].summary.startswith("trial 1 makes the model worse")
     started(study, 7.65)

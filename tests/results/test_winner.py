@@ -157,7 +157,8 @@ def test_a_best_that_is_not_below_the_start_is_said_in_red(
     searched: Study, start: float, what: str, difference: str
 ) -> None:
     winner = start_at(searched, start)
-    said = f"trial 1 makes the model {what}: it starts at {start:.4f} and ends at 4.5000, {difference} nats/token"
+    losses = f"its val loss starts at {start:.4f} and ends at 4.5000, {difference} nats/token"
+    said = f"trial 1 makes the model {what}: {losses}"
     assert warning_words(winner) == said
     assert to_json(winner)["worse_than_start"] is True
     assert json.loads(export_json(searched))["worse_than_start"] is True
@@ -178,7 +179,7 @@ def test_of_a_baseline_that_won_the_way_ends_with_it(make_trial: MakeTrial) -> N
     assert way_words(find_winner(unstable, start_val_loss=5.5)) == "start 5.5000 → best 4.5000"
     assert way_words(find_winner([baseline])) is None
     assert warning_words(find_winner([baseline], start_val_loss=4.9)) == (
-        "the baseline makes the model worse: it starts at 4.9000 and ends at 5.0000, +0.1000 nats/token"
+        "the baseline makes the model worse: its val loss starts at 4.9000 and ends at 5.0000, +0.1000 nats/token"
     )
     assert not find_winner([make_trial(0, "running", 6.0)], start_val_loss=5.0).worse_than_start
 

@@ -50,16 +50,16 @@ def test_the_newest_three_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_the_first_evaluation_is_of_what_was_there_before_and_is_not_saved(tmp_path: Path) -> None:
     kept = run(tmp_path, {0: 3.0, 10: 4.0, 20: 5.0}, interval=100)
     assert names(tmp_path) == [10, 20]
-    worse = "the run makes the model worse: it starts at 3.0000 and ends at 5.0000, +2.0000 nats/token"
+    worse = "the run makes the model worse: its val loss starts at 3.0000 and ends at 5.0000, +2.0000 nats/token"
     assert kept.warning == f"{worse}, and no evaluation was below the start"
 
 
 def test_a_run_that_ends_above_its_start_says_where_it_was_better(tmp_path: Path) -> None:
     kept = run(tmp_path, {0: 3.0, 10: 2.5, 20: 3.0}, interval=100)
-    same = "the run makes the model no better: it starts at 3.0000 and ends at 3.0000, +0.0000 nats/token"
+    same = "the run makes the model no better: its val loss starts at 3.0000 and ends at 3.0000, +0.0000 nats/token"
     assert kept.warning == f"{same}; at step 10 it was better, 2.5000"
     kept = run(tmp_path, {0: 3.0, 10: 2.5, 20: 3.00002}, interval=100)
-    worse = "the run makes the model worse: it starts at 3.0000 and ends at 3.0000, +2.0e-05 nats/token"
+    worse = "the run makes the model worse: its val loss starts at 3.0000 and ends at 3.0000, +2.0e-05 nats/token"
     assert kept.warning == f"{worse}; at step 10 it was better, 2.5000"
 
 
