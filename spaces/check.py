@@ -1,9 +1,9 @@
 """Checks of a search space as a whole, beyond its single keys. SearchSpace puts the file's name before each message."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 from spaces.budget import MAX_DEVICE_S, MAX_TOKENS, Budget, duration_text
@@ -57,19 +57,27 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
     # A little more than one step, for milestones are rounded to the baseline's tokens.
     needed_s = evaluations_s + 1.01 * step_s / first_frac
     if budget.device_s < needed_s:
-        names = [name for name in SIZES if getattr(slowest, name) > 1]
-        sizes = " x ".join(f"{name}={getattr(slowest, name)}" for name in names)
-        smaller = _smaller(map(variable_of, names), is_searched=len({shape.tokens_per_step for shape in shapes}) > 1)
+        smaller = _smaller(slowest, is_searched=len({shape.tokens_per_step for shape in shapes}) > 1)
         raise UserError(
-            f"as measured, a step of {sizes} takes {step_s:.2g} s, the evaluations of a trial {evaluations_s:.2g} s, "
-            f"and every trial is first evaluated after {first_frac:.0%} of {duration_text(budget.device_s)}. Set "
-            f"BUDGET_TIME={_rounded_up_time(needed_s)} or more, or {smaller}."
+            f"as measured, a step of {_size_words(slowest)} takes {step_s:.2g} s, the evaluations of a trial "
+            f"{evaluations_s:.2g} s, and every trial is first evaluated after {first_frac:.0%} of "
+            f"{duration_text(budget.device_s)}. Set BUDGET_TIME={_rounded_up_time(needed_s)} or more, or {smaller}."
         )
 
 
-def _smaller(names: Iterable[str], *, is_searched: bool) -> str:
-    """Return the remedy beside a larger budget; names: of the sizes, which is_searched has several of."""
-    return "drop the largest sizes" if is_searched else f"lower {' or '.join(names)}"
+def _size_words(config: TrialConfig) -> str:
+    return " x ".join(f"{name}={getattr(config, name)}" for name in _multiplied(config))
+
+
+def _smaller(config: TrialConfig, *, is_searched: bool, is_own: bool = False) -> str:
+    """Return the remedy beside a larger budget. is_searched: the space has several sizes; is_own: see check_sizes()."""
+    if is_searched:
+        return "drop the largest sizes"
+    return f"lower {' or '.join(name if is_own else variable_of(name) for name in _multiplied(config))}"
+
+
+def _multiplied(config: TrialConfig) -> list[str]:
+    return [name for name in SIZES if getattr(config, name) > 1]
 
 
 def _rounded_up_time(seconds: float) -> str:
@@ -117,19 +125,17 @@ def check_sizes(
 
     shapes: all that a trial can have, where the budget is time: one that is slower has fewer steps.
     is_grace_fixed: the first evaluation is at the scheduler's grace_tokens, which do not follow the budget.
-    is_own: the file is wrong by itself and has to be edited: variables change one that is right.
+    is_own: the file is wrong by itself and has to be edited, so its own keys are named; else the variables.
     warmup_steps: of a trial whose warm-up is not searched.
     """
     for point in largest_points(parameters, (*SIZES, "warmup_steps", "lr_schedule")):
-        values = {name: point.get(name, getattr(baseline, name)) for name in (*SIZES, "lr_schedule")}
-        step_tokens, budget_tokens = prod(values[name] for name in SIZES), budget.tokens
-        names = [name for name in SIZES if values[name] > 1]
-        sizes = " x ".join(f"{name}={values[name]}" for name in names)
+        plain = replace(baseline, warmup_steps=0, **{name: point[name] for name in SIZES if name in point})
+        step_tokens, sizes = plain.tokens_per_step, _size_words(plain)
         if budget.speeds is None and step_tokens > first_evaluation_tokens:
             is_searched = any(parameter.name in SIZES for parameter in parameters)
-            smaller = _smaller(names if is_own else map(variable_of, names), is_searched=is_searched)
+            smaller = _smaller(plain, is_searched=is_searched, is_own=is_own)
             # The first evaluation may be rounded up by a token.
-            needed = ceil(budget_tokens * step_tokens / max(1, first_evaluation_tokens - 1))
+            needed = ceil(budget.tokens * step_tokens / max(1, first_evaluation_tokens - 1))
             least = f"{'[budget] tokens = ' if is_own else 'BUDGET_TOKENS='}{_rounded_up(needed)}"
             if is_grace_fixed:
                 least = f"[scheduler] grace_tokens = {step_tokens}"
@@ -138,11 +144,10 @@ def check_sizes(
                 f"{first_evaluation_tokens}. Set {least} or more, or {smaller}."
             )
         warmup = point.get("warmup_steps", warmup_steps)
-        plain = replace(baseline, warmup_steps=0, **{name: values[name] for name in SIZES})
-        alike = [shape for shape in shapes if all(getattr(shape, name) == values[name] for name in SIZES)]
+        alike = [shape for shape in shapes if all(getattr(shape, name) == getattr(plain, name) for name in SIZES)]
         slowest = min([plain, *alike], key=budget.steps)
         steps = budget.steps(slowest)
-        if values["lr_schedule"] in SCHEDULES_WITH_WARMUP and warmup > steps:
+        if point.get("lr_schedule", baseline.lr_schedule) in SCHEDULES_WITH_WARMUP and warmup > steps:
             raise UserError(
                 f"warmup_steps={warmup} is longer than the run of {steps} steps at {sizes}"
                 f"{f' in {slowest.precision}' if alike else ''}. "
