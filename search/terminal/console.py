@@ -26,6 +26,7 @@ from search import IS_CHECKOUT, ROOT
 from trainable.errors import reason, redacted
 
 LINE_INTERVAL_S = 20.0
+"""Between two lines on how far something is, where there is no live screen."""
 MAX_TABLE_WIDTH = 1000
 NARROWEST = 80
 """Columns in which no number of our tables is cut."""
@@ -243,12 +244,12 @@ def _python() -> str | None:
 
 
 class Preparing:
-    """A progress callback for the steps before training: one bar in a terminal, elsewhere a line per step and per
-    LINE_INTERVAL_S of it."""
+    """A progress callback for the steps before training: one bar in a terminal; elsewhere a line when a step begins,
+    and one every LINE_INTERVAL_S while it goes on."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        # Where a step does not say how far it is, the last two show nothing.
+        # The per cent and the time left are empty while a step does not say how far it is.
         columns = (BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn(compact=True))
         self._bar = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
         self._tasks: dict[str, TaskID] = {}

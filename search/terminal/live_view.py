@@ -33,14 +33,13 @@ from results.words import (
     trial_loss_words,
     value_words,
 )
-from search.terminal.console import plain, print_line, table_widths
+from search.terminal.console import LINE_INTERVAL_S, plain, print_line, table_widths
 from trainable.config import config_from
 from trainable.rows import ENDINGS, RANKED_PURPOSES
 
 LEADERS_SHOWN = 6
 ENDINGS_SHOWN = 4
 RUNNING_SHOWN = 8
-PROGRESS_LINE_INTERVAL_S = 20.0
 STATUS_STYLES = {"completed": "green", "stopped": "yellow", "unstable": "red", "out_of_memory": "red", "failed": "red"}
 """The colours of how a trial ended."""
 Words = Callable[[Mapping[str, Any]], str]
@@ -106,7 +105,7 @@ class StudyView:
         now = time.monotonic()
         if self._trained_since is None and any(row["status"] == "running" for row in self._rows()):
             self._trained_since = now
-        if self._live is None and now - self._progress_line_at >= PROGRESS_LINE_INTERVAL_S:
+        if self._live is None and now - self._progress_line_at >= LINE_INTERVAL_S:
             self._progress_line_at = now
             self.say(self._progress_words(self._rows()))
 
@@ -145,11 +144,7 @@ class StudyView:
         name = Text("study ") + Text(self.study.name, style="bold")
         # Before follow() nobody knows how many trials there are, and it is not Ray that is waited for.
         parts: list[RenderableType] = [name, *([head] if self.trials_planned else []), self._running_table(trials)]
-        own, shown = ranked_trials(trials), searched_settings(trials)
-        board = leaderboard_table(own, limit=LEADERS_SHOWN, statuses=("completed", "stopped"))
-        while len(shown) > 1 and table_widths(self.console, board).minimum > self.console.width:
-            shown.popitem()
-            board = leaderboard_table(own, limit=LEADERS_SHOWN, statuses=("completed", "stopped"), settings=shown)
+        board = self._board(ranked_trials(trials))
         if board.row_count:
             parts.append(board)
         if self.endings:
@@ -157,6 +152,15 @@ class StudyView:
             lines = [Text(line, style="dim", overflow="fold") for line in reversed(self.endings)]
             parts.append(Group(*lines[:ENDINGS_SHOWN]))
         return Group(*parts)
+
+    def _board(self, trials: Sequence[dict[str, Any]]) -> Table:
+        """Return the leaderboard without the last settings that the screen has no room for."""
+        settings = searched_settings(trials)
+        while True:
+            board = leaderboard_table(trials, limit=LEADERS_SHOWN, statuses=("completed", "stopped"), settings=settings)
+            if len(settings) <= 1 or table_widths(self.console, board).minimum <= self.console.width:
+                return board
+            settings.popitem()
 
     def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
         now = time.monotonic()

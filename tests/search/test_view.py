@@ -365,7 +365,7 @@ def test_a_long_preparation_says_on_a_screen_how_far_it_is(make_view: MakeView) 
 def test_a_progress_line_now_and_then_where_there_is_no_screen(
     make_view: MakeView, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.terminal.live_view.PROGRESS_LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("search.terminal.live_view.LINE_INTERVAL_S", 0.0)
     view = make_view(80)
     with view:
         view.refresh()
