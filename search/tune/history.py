@@ -65,16 +65,17 @@ class WarmStart:
 
     def words(self, space: SearchSpace) -> str:
         """Return a line for a person on what a search of the space learns."""
-        count, best = len(self.told), min(len(self.first_points), space.trials - 1)
-        told = f"{count} of its results {'is' if count == 1 else 'are'} told to the searcher"
+        told, best = len(self.told), min(len(self.first_points), space.trials - 1)
+        runs = f"its best {'one runs' if best == 1 else f'{best} run'} after the baseline"
+        if space.searcher == "tpe" and told:
+            results = f"{told} of its results {'is' if told == 1 else 'are'} told to the searcher"
+            return f"learning from study {self.source}: {results}" + (f"; {runs}" if best else "")
+        why = "its losses do not compare with this study's"
         if space.searcher != "tpe":
-            count, told = 0, f"a {space.searcher} search learns from no result"
-        elif not count:
-            told = "its losses do not compare"
-        if not best and not count:
-            return f"nothing is learned from study {self.source}: {told}"
-        runs = f"; its best {'one runs' if best == 1 else f'{best} run'} after the baseline" if best else ""
-        return f"learning from study {self.source}: {told}{runs}"
+            why = f"a {space.searcher} search learns from no losses"
+        if best:
+            return f"learning from study {self.source}: {runs}, and that is all, for {why}"
+        return f"nothing is learned from study {self.source}: {why}"
 
 
 @dataclass(frozen=True, kw_only=True)

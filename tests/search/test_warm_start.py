@@ -184,13 +184,15 @@ def test_a_grid_keeps_its_order(source: Study) -> None:
     grid = make_space(searcher="grid", learning_rate={"choice": [1e-4, 1e-3]}, warmup_frac=warmup_frac)
     warm_start = warm_start_from(source, grid, FACTS)
     assert warm_start.first_points == []
-    assert warm_start.words(grid) == "nothing is learned from study before: a grid search learns from no result"
+    assert warm_start.words(grid) == "nothing is learned from study before: a grid search learns from no losses"
 
 
 def test_a_random_search_only_runs_the_best_first(source: Study) -> None:
     space = make_space(searcher="random")
-    words = "learning from study before: a random search learns from no result; its best 2 run after the baseline"
-    assert warm_start_from(source, space, FACTS).words(space) == words
+    words = (
+        "learning from study before: its best 2 run after the baseline, and that is all, for a random search learns "
+    )
+    assert warm_start_from(source, space, FACTS).words(space) == f"{words}from no losses"
 
 
 def test_a_study_without_a_loss_teaches_nothing(source: Study) -> None:
@@ -227,7 +229,8 @@ def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[
 
 
 def test_without_results_none_are_claimed() -> None:
-    assert WarmStart(source="x").words(make_space()) == "nothing is learned from study x: its losses do not compare"
+    words = "nothing is learned from study x: its losses do not compare with this study's"
+    assert WarmStart(source="x").words(make_space()) == words
 
 
 def searched(space: SearchSpace, draw: random.Random, history: History = NO_HISTORY) -> list[KnownTrial]:
