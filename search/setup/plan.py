@@ -66,8 +66,9 @@ class Plan:
     """Results of another study, for the searcher."""
     notes: Sequence[str] = ()
     """Lines for the user on how the variables were read."""
-    measured: "Callable[[Preparing], Plan] | None" = None
-    """Returns the plan with the speeds that a new study's budget of time needs, which preflight does not."""
+    with_speeds: "Callable[[Preparing], Plan] | None" = None
+    """Of a new study under a budget of time: measures the speeds, and returns the plan with them. Preflight does
+    without, so they are measured after it; None where no speed is needed or they are known."""
 
     @property
     def options(self) -> Options:
@@ -123,7 +124,7 @@ def plan_study(
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError.
 
-    speeds: measured already, by another study; a budget of time has the others measured: see Plan.measured.
+    speeds: measured already, by another study; a budget of time has the others measured: see Plan.with_speeds.
     """
     draft = space_of_kind(file, settings, kind)
     if draft.budget.device_s is not None and options.address is not None:
@@ -157,13 +158,13 @@ def plan_study(
             notes=[*notes, *told],
         )
 
-    def measured(progress: Preparing) -> Plan:
+    def with_speeds(progress: Preparing) -> Plan:
         device_s, shapes = draft.budget.device_s, [*draft.shapes(), *map(shape_of, configs)]
         assert device_s is not None
         found = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
         return of_space(space_of_kind(file, settings, kind, found))
 
-    return replace(of_space(draft), measured=measured if draft.budget.device_s is not None else None)
+    return replace(of_space(draft), with_speeds=None if draft.budget.device_s is None else with_speeds)
 
 
 def load_for(document: Mapping[str, Any], options: Options, progress: Preparing, *, joins: bool = True) -> Loaded:

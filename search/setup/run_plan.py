@@ -61,11 +61,11 @@ def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
 
     Speeds are measured once it has passed, and before Ray's start, which would slow them.
     """
-    with ray_ahead(plan) if plan.measured is None else nullcontext():
+    with ray_ahead(plan) if plan.with_speeds is None else nullcontext():
         check_preflight(preflight_of(plan), plan.options, terminal)
-        if plan.measured is not None:
+        if plan.with_speeds is not None:
             with Preparing(terminal.console) as progress:
-                plan = plan.measured(progress)
+                plan = plan.with_speeds(progress)
         with held(plan) as plan:
             yield plan
 

@@ -89,7 +89,7 @@ def plan_of(text_file: Path) -> Callable[..., Plan]:
     def plan(*words: str, kind: str = "search", **keywords: Any) -> Plan:
         given = ["SPACE=smoke", f"TRAINING_DATA_SOURCE={text_file}", "DEVICE=cpu", "CONCURRENCY=1", *words]
         plan = make_plan(read_options(given), kind=kind, progress=silent(), **keywords)
-        return plan if plan.measured is None else plan.measured(silent())
+        return plan if plan.with_speeds is None else plan.with_speeds(silent())
 
     return plan
 
@@ -229,8 +229,8 @@ def test_a_larger_time_is_a_new_study_at_the_kept_speeds(
 
     monkeypatch.setattr(resume_command, "run_new", run_new)
     assert resume(read_options(["STUDY=timed", "BUDGET_TIME=2m", "CONCURRENCY=1"]), Terminal(as_json=True)) == 0
-    assert taken[0].measured is not None
-    plan = taken[0].measured(silent())
+    assert taken[0].with_speeds is not None
+    plan = taken[0].with_speeds(silent())
     assert (plan.name, plan.is_new, plan.budget.device_s) == ("timed-2m", True, 120)
     assert plan.budget.speeds == first.budget.speeds
     assert planted.asked[1] == []
