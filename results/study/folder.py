@@ -301,7 +301,10 @@ def _age(study: Study) -> tuple[datetime, bool]:
 
 
 def time_to_make() -> datetime:
-    """Return when a study that is made now is made: after all others, though the clock was set back, for LATEST."""
+    """Return the created_at of a new study: now, or right after the newest one where the clock was set back.
+
+    LATEST is the study with the latest of these times.
+    """
     newest = (_age(study)[0] + timedelta(microseconds=1) for study in list_studies()[:1])
     return max([datetime.now(UTC), *newest])
 

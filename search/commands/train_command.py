@@ -60,7 +60,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
-        # What a checkpoint that goes on was trained on is told with it.
+        # Of a run that goes on from a checkpoint, _header() says whether the text is another one.
         if options is not asked and plan.checkpoint is None and asked.typed.isdisjoint(INPUT_VARIABLES.values()):
             source = open_study(str(asked.study))
             if changed := differences_of_inputs(source.document(), plan.loaded.facts):

@@ -67,8 +67,8 @@ class Plan:
     notes: Sequence[str] = ()
     """Lines for the user on how the variables were read."""
     with_speeds: "Callable[[Preparing], Plan] | None" = None
-    """Of a new study under a budget of time: measures the speeds, and returns the plan with them. Preflight does
-    without, so they are measured after it; None where no speed is needed or they are known."""
+    """Of a new study under a budget of time: measures the speeds of its shapes and returns the plan with them, once
+    preflight, which needs none, has passed. None for any other study."""
 
     @property
     def options(self) -> Options:

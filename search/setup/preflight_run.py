@@ -89,7 +89,7 @@ class PreflightRecord:
     def _covers_rate(self, learning_rate: float) -> bool:
         from trainable.preflight.configuration import PRECISION
 
-        # Where even this rate was rounded away, the warning is not one about a larger rate.
+        # It may be this rate that the warning is of: rounded away, where a larger one is not.
         warned = any(warning["name"] == PRECISION for warning in self.warnings)
         return learning_rate == self.learning_rate or (learning_rate > self.learning_rate and not warned)
 

@@ -207,8 +207,8 @@ _fingerprints: dict[_State | None, str] = {}
 
 
 def _state(files: Sequence[Path]) -> _State | None:
-    """Return what every change of the files changes; None where one is so new that a change may not show in its time,
-    or cannot be read."""
+    """Return what a change of any of the files changes; None where one cannot be read, or is so new that its next
+    change may come in the same tick of the clock and not show."""
     try:
         stats = [path.stat() for path in files]
     except OSError:

@@ -21,8 +21,8 @@ MIN_BYTES_PER_TOKEN = 1.5
 """English has 3 to 4.5 in vocabularies of 2,048 to 50,257; another script in GPT-2's has 1 to 1.5."""
 LARGE_VOCABULARY = 1000
 """Smaller vocabularies are of characters or bytes on purpose."""
-CHARACTERS = 4
-"""So many of them count as one token where copies are looked for, as in English."""
+CHARACTERS_A_TOKEN = 4
+"""In English. Of a vocabulary of characters or bytes, copies so many times as long are looked for."""
 SAMPLE_CHARS = 25_000
 SAMPLE_FILES = 8
 
@@ -89,7 +89,7 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
 def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
     """Return whether the validation part is text that training does not see."""
     name = "train/validation overlap"
-    scale = CHARACTERS if corpus.vocab_size < LARGE_VOCABULARY else 1
+    scale = CHARACTERS_A_TOKEN if corpus.vocab_size < LARGE_VOCABULARY else 1
     overlap = measure_overlap(corpus.train, corpus.val, scale=scale)
     if overlap is None:
         return skipped(name, f"a part has fewer than {scale * NGRAM_TOKENS} tokens")

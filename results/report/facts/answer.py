@@ -38,7 +38,7 @@ def answer_facts(study: Study, measured: Measured) -> Row:
 
 
 def _train_words(study: Study, winner: Winner) -> str:
-    """Return the command as another shell than the study's own takes it."""
+    """Return the command, with STUDIES_DIR where another shell, which has not set it, would not find the study."""
     words, folder = train_command(study, winner), study.path.parent
     is_found = folder == STUDIES_DIR or "STUDY=" not in words
     return words if is_found else f"{words} {make_words({'STUDIES_DIR': str(folder)})}"
