@@ -135,9 +135,10 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
         # What the study had pinned is searched no more, and what it had widened stays wide.
         studied = space_of_document(document)[0] if document["kind"] == "search" else before
     settings = Settings(baseline=(before.name, best.config))
-    if budget is not None:
-        of_time = budget.device_s is not None
-        settings = replace(settings, budget_tokens=None if of_time else budget.tokens, device_s=budget.device_s)
+    if budget is not None and budget.device_s is not None:
+        settings = replace(settings, device_s=budget.device_s)
+    elif budget is not None:
+        settings = replace(settings, budget_tokens=budget.tokens)
     # A budget that is too short for the largest shapes is refused here, with the least that works.
     _follow(text, before, with_overrides(studied, settings))
     if own or budget is not None:

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,18 +117,17 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
         validation_files = tuple(source_files(str(validation_source), variable=name, documents=documents))
         check_apart(files, validation_files)
     # Reading the text takes a tenth of the time of tokenizing it, and finds a bad byte before torch is loaded.
-    text = read_facts(files, documents, progress=lambda done_frac: progress("reading the text", done_frac))
+    text, validation_text = read_facts(files, documents, progress=partial(progress, "reading the text")), None
+    if validation_files:
+        reading = partial(progress, "reading the held-out text")
+        validation_text = read_facts(validation_files, documents, progress=reading)
     return Inputs(
         options=options,
         model_name=model_name,
         files=files,
         text=text,
         validation_files=validation_files,
-        validation_text=read_facts(
-            validation_files, documents, progress=lambda done_frac: progress("reading the held-out text", done_frac)
-        )
-        if validation_files
-        else None,
+        validation_text=validation_text,
     )
 
 

@@ -75,12 +75,15 @@ def with_winner_of(options: Options) -> Options:
     Other variables override it, and the run's own name is made from the study's. Its schedule is stretched over the
     length that is asked for. RESUME_STEPS and RESUME_LR=hold go on from its last checkpoint.
     """
-    study = find_study(options.study) if options.study and options.study != LATEST else None
+    if not options.study:
+        return options
+    is_latest = options.study == LATEST
+    study = None if is_latest else find_study(options.study)
     goes_on = options.resume_steps is not None or options.resume_lr == "hold"
-    may_exist = study is not None or options.study == LATEST or (options.study and options.storage)
-    if goes_on and may_exist and options.checkpoint_path is None:
+    if goes_on and options.checkpoint_path is None and (study or is_latest or options.storage):
+        # Its checkpoint may be in STORAGE, and so may the study itself.
         study, options = open_or_fetch_study(options)
-    elif study is None and options.study and (options.lengths or options.study == LATEST):
+    elif study is None and (options.lengths or is_latest):
         # A name that is free is the new run's, which has no winner to stretch.
         study = open_study(options.study)
     if study is None:

@@ -29,6 +29,7 @@ from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS
 from trainable.errors import count_words
+from trainable.rows import TrialStatus
 
 FACTS_VERSION = 1
 PAUSE_S = 600.0
@@ -157,7 +158,7 @@ def _samples_facts(study: Study, winner_id: int | None) -> Row | None:
 
 
 def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
-    space = document.get("space") or {}
+    space, counts = document.get("space") or {}, ranking.ending_counts(measured.trials)
     started = [trial["started_at"] for trial in measured.trials if trial["started_at"] is not None]
     ended = [trial["ended_at"] for trial in measured.trials if trial["ended_at"] is not None]
     return {
@@ -175,21 +176,20 @@ def _study_facts(study: Study, document: Row, measured: Measured) -> Row:
         "trials": len(measured.trials),
         "trials_planned": document["trials_planned"],
         "early_end": early_end_words(document),
-        "under_way": sum(trial["status"] == "running" for trial in measured.trials),
-        "interrupted": sum(trial["status"] == "interrupted" for trial in measured.trials),
-        "unfinished": _unfinished_words(measured.trials, document["trials_planned"]),
+        "under_way": counts["running"],
+        "interrupted": counts["interrupted"],
+        "unfinished": _unfinished_words(counts, planned=document["trials_planned"]),
     }
 
 
-def _unfinished_words(trials: Sequence[Row], planned: int) -> str | None:
+def _unfinished_words(counts: Mapping[TrialStatus, int], *, planned: int) -> str | None:
     """Return how far a study is that goes on or was cut off; None once all of its trials have ended."""
-    counts = ranking.ending_counts(trials)
-    if running := counts["running"]:
-        return f"Under way: {count_words(running, 'trial')} running, {len(trials)} of {planned} started"
-    cut_off = counts["interrupted"]
-    if not cut_off and len(trials) >= planned:
-        return None
-    return f"Interrupted: {len(trials)} of {planned} trials started" + (f", {cut_off} cut off" if cut_off else "")
+    running, cut_off, started = counts["running"], counts["interrupted"], sum(counts.values())
+    if running:
+        return f"Under way: {count_words(running, 'trial')} running, {started} of {planned} started"
+    if cut_off or started < planned:
+        return f"Interrupted: {started} of {planned} trials started" + (f", {cut_off} cut off" if cut_off else "")
+    return None
 
 
 def _wall_s(trials: Sequence[Row]) -> float | None:
