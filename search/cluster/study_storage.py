@@ -226,7 +226,10 @@ def fetch_checkpoint(study: Study, storage: str, trial_id: int) -> Path | None:
         path = study.checkpoint_dir(trial_id) / str(name)
         write_whole(*files_at(str(path)), blocks_of(files, f"{root}/{name}"))
     except OSError as error:
-        raise UserError(f"STORAGE={storage}: no checkpoint can be fetched: {full_reason(error)}.") from None
+        raise UserError(
+            f"STORAGE={storage}: the checkpoint of trial {trial_id} of study {study.name} cannot be fetched: "
+            f"{full_reason(error)}. Run the command again once it can be read."
+        ) from None
     return path
 
 

@@ -83,7 +83,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     with _memory_told(plan):
         state = _begin(plan, plan.loaded.spec)
     study = create_study(plan.name, train_document(plan), is_chosen=options.study is not None)
-    before = state.tokens_seen
+    tokens_before = state.tokens_seen
     terminal.say(*_header(plan, state))
     checkpoints = RunCheckpoints(
         folder=study.checkpoint_dir(0),
@@ -110,8 +110,9 @@ def train_command(options: Options, terminal: Terminal) -> int:
     if status == "interrupted":
         loss = f"{loss_words(row['val_loss'])} when last evaluated"
     start = f"start {loss_words(start_val_loss(study.document()))}"
+    tokens = token_words(row["tokens_seen"] - tokens_before)
     terminal.say(
-        f"{status}: {start} → {loss}, {token_words(row['tokens_seen'] - before)} tokens; study {shown(study.path)}",
+        f"{status}: {start} → {loss}, {tokens} tokens; study {shown(study.path)}",
         checkpoints.words,
         *sample_lines(study),
     )
