@@ -75,17 +75,17 @@ def with_winner_of(options: Options) -> Options:
     Other variables override it, and the run's own name is made from the study's. Its schedule is stretched over the
     length that is asked for. RESUME_STEPS and RESUME_LR=hold go on from its last checkpoint.
     """
-    if not options.study:
+    asked = options.study
+    if not asked:
         return options
-    is_latest = options.study == LATEST
-    study = None if is_latest else find_study(options.study)
+    study = None if asked == LATEST else find_study(asked)
     goes_on = options.resume_steps is not None or options.resume_lr == "hold"
-    if goes_on and options.checkpoint_path is None and (study or is_latest or options.storage):
+    if goes_on and options.checkpoint_path is None and (study or asked == LATEST or options.storage):
         # Its checkpoint may be in STORAGE, and so may the study itself.
         study, options = open_or_fetch_study(options)
-    elif study is None and (options.lengths or is_latest):
+    elif study is None and (options.lengths or asked == LATEST):
         # A name that is free is the new run's, which has no winner to stretch.
-        study = open_study(options.study)
+        study = open_study(asked)
     if study is None:
         return options
     if study.document()["kind"] == "train" and not goes_on:

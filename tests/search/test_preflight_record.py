@@ -154,11 +154,14 @@ def test_a_run_that_is_not_checked_again_is_warned_of_its_own_rate(
         assert ("Lower LEARNING_RATE" in said) == is_warned
 
 
-def test_a_damaged_record_is_none(make_loaded: Callable[..., Loaded]) -> None:
+def test_a_damaged_record_is_none_nor_is_one_of_an_earlier_form(make_loaded: Callable[..., Loaded]) -> None:
     path = record_path(make_loaded(), TrialConfig())
     write_record(path, RECORD)
-    path.write_text("{")
-    assert read_record(path) is None
+    whole = json.loads(path.read_text())
+    of_before = {name: value for name, value in whole.items() if name not in ("learning_rate", "needed_bytes")}
+    for text in ("{", "[]", json.dumps(of_before)):
+        path.write_text(text)
+        assert read_record(path) is None
 
 
 def test_a_check_that_fails_ends_the_command_with_one_document(
