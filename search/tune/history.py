@@ -66,7 +66,7 @@ class WarmStart:
     def words(self, space: SearchSpace) -> str:
         """Return a line for a person on what a search of the space learns."""
         told, best = len(self.told), min(len(self.first_points), space.trials - 1)
-        runs = f"its best {'one runs' if best == 1 else f'{best} run'} after the baseline"
+        runs = f"its best {'trial runs' if best == 1 else f'{best} trials run'} after the baseline"
         if space.searcher == "tpe" and told:
             results = f"{told} of its results {'is' if told == 1 else 'are'} told to the searcher"
             return f"learning from study {self.source}: {results}" + (f"; {runs}" if best else "")

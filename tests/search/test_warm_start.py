@@ -122,9 +122,9 @@ def test_at_the_same_budget_all_endings_are_told_and_the_best_run_first(source: 
     assert warm_start.first_points[0] == POINTS[1]
     assert warm_start.first_points[1] == {**POINTS[2], "warmup_frac": pytest.approx(0.123, abs=0.003)}
     assert len(warm_start.first_points) == 2
-    assert "5 of its results are told to the searcher; its best 2 run" in warm_start.words(make_space())
+    assert "5 of its results are told to the searcher; its best 2 trials run" in warm_start.words(make_space())
     two = replace(make_space(), trials=2)
-    assert warm_start.words(two).endswith("; its best one runs after the baseline")
+    assert warm_start.words(two).endswith("; its best trial runs after the baseline")
     one = replace(warm_start, told=warm_start.told[:1]).words(two)
     assert "1 of its results is told to the searcher" in one
 
@@ -189,10 +189,9 @@ def test_a_grid_keeps_its_order(source: Study) -> None:
 
 def test_a_random_search_only_runs_the_best_first(source: Study) -> None:
     space = make_space(searcher="random")
-    words = (
-        "learning from study before: its best 2 run after the baseline, and that is all, for a random search learns "
-    )
-    assert warm_start_from(source, space, FACTS).words(space) == f"{words}from no losses"
+    why = "and that is all, for a random search learns from no losses"
+    words = f"learning from study before: its best 2 trials run after the baseline, {why}"
+    assert warm_start_from(source, space, FACTS).words(space) == words
 
 
 def test_a_study_without_a_loss_teaches_nothing(source: Study) -> None:
