@@ -16,16 +16,18 @@ from rich.console import Console
 
 from results.study.folder import Study, open_study
 from results.study.ledger import Ledger
+from results.study.planned_run import PlannedRun
 from results.study.tables import METRICS, TRIALS, write_table
 from search.options import read_options
 from search.terminal.live_view import StudyView, ending_words
 from tests.results.report_chromium import Chromium, find_chromium
+from trainable.config import config_from
 from trainable.rows import ENDINGS
 
 FOLDER = Path(__file__).parent
 COLUMNS = 100
-SHOWN_FRAC = 0.6
-"""How much of the search's time has passed in the picture."""
+SHOWN_FRACS = [percent / 100 for percent in range(50, 71)]
+"""Of these shares of the search's time the one with the most trials under way is drawn: between two a slot is empty."""
 REPORT_WIDTH, REPORT_HEIGHT = 1400, 700
 # As rich's own, without its fonts from the net.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -66,28 +68,41 @@ def rows_at(study: Study, now: datetime) -> tuple[list[Row], list[Row]]:
     return trials, metrics
 
 
+def trained_then(rows: list[Row]) -> int:
+    """Return how many of the trials had trained and not ended."""
+    return sum(row["status"] == "running" and row["tokens_seen"] > 0 for row in rows)
+
+
 def write_terminal(study: Study, path: Path) -> None:
-    """Draw the live screen of the search as it was at SHOWN_FRAC of its time."""
-    document, ended = study.document(), study.trials()
+    """Draw the live screen of the search as it was at one of SHOWN_FRACS of its time."""
+    document, ended = study.document(), [row for row in study.trials() if row["purpose"] == "search"]
     begun_at = min(row["started_at"] for row in ended)
-    elapsed_s = SHOWN_FRAC * (max(row["ended_at"] for row in ended) - begun_at).total_seconds()
-    trials, metrics = rows_at(study, begun_at + timedelta(seconds=elapsed_s))
+    whole_s = (max(row["ended_at"] for row in ended) - begun_at).total_seconds()
+    elapsed_s, (trials, metrics) = max(
+        ((frac * whole_s, rows_at(study, begun_at + timedelta(seconds=frac * whole_s))) for frac in SHOWN_FRACS),
+        key=lambda then: trained_then(then[1][0]),
+    )
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     with tempfile.TemporaryDirectory() as folder:
         then = Study(Path(folder) / study.name)
         then.path.mkdir()
         write_table(then.trials_path, trials, TRIALS)
         write_table(then.metrics_path, metrics, METRICS)
+        ledger = Ledger(then)
+        # A ledger takes the trials that it finds running for interrupted ones.
+        for row in (row for row in trials if row["status"] == "running"):
+            run = PlannedRun(trial_id=row["trial_id"], purpose="search", config=config_from(row))
+            ledger.start_trial(run, started_at=row["started_at"])
         view = StudyView(
             study=then,
-            ledger=Ledger(then),
+            ledger=ledger,
             trials_planned=document["trials_planned"],
             console=console,
         )
         view._started_at = view._trained_since = time.monotonic() - elapsed_s
         baseline = next((row for row in trials if row["is_baseline"]), None)
         over = sorted((row for row in trials if row["status"] in ENDINGS), key=lambda row: row["ended_at"])
-        view.notes = [(row["trial_id"], ending_words(row, baseline)) for row in over]
+        view.endings = [ending_words(row, baseline) for row in over]
         console.print(view.render())
     console.save_svg(str(path), title="make search SPACE=plateau", code_format=SVG)
 

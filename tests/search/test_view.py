@@ -1,5 +1,6 @@
 """What a person sees of planted ledgers: nothing that matters is cut, and every ending says why."""
 
+import html
 import io
 import json
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from docs.make_pictures import write_terminal
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
@@ -19,6 +21,7 @@ from search.terminal.console import Preparing, print_table, print_wide
 from search.terminal.live_view import STATUS_STYLES, StudyView, ending_words, leaderboard_table, time_left_s
 from spaces.domains import active_point
 from spaces.read.load import load_space
+from tests.results.report_study import make_report_study
 from tests.rows import evaluation
 from trainable.config import BEFORE, DOCUMENTED
 from trainable.rows import ENDINGS, MetricsRow, TrialStatus, Verdict
@@ -489,3 +492,10 @@ def test_what_was_cut_off_has_not_ended(ledger: Ledger, study: Study) -> None:
     ledger.interrupt(NOW)
     view = StudyView(study=study, ledger=ledger, trials_planned=8, console=Console(file=io.StringIO()))
     assert view._progress_words(ledger.trials()).startswith("5/8 trials")
+
+
+def test_the_readmes_picture_shows_what_runs_the_best_and_how_the_last_ended(tmp_path: Path) -> None:
+    write_terminal(make_report_study(tmp_path / "plateau"), tmp_path / "terminal.svg")
+    drawn = html.unescape((tmp_path / "terminal.svg").read_text()).replace("\xa0", " ")
+    running, board, endings = (drawn.find(words) for words in ("tokens/s", "vs base", "of the budget: val loss"))
+    assert 0 < running < board < endings
