@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -208,9 +208,8 @@ def private_folder() -> Iterator[Path]:
 
     Folders that dead processes left behind are removed too.
     """
-    folder = _new_folder()
-    # The lock marks a folder as in use; a process id could belong to another machine.
-    with FileLock(folder / ".lock"):
+    folder, held = _locked_folder()
+    with held:
         _sweep(folder.parent)
         # Ray makes its own folder writable for everybody, who could then put another socket in a socket's place.
         rays = folder / "r"
@@ -219,6 +218,20 @@ def private_folder() -> Iterator[Path]:
             yield rays
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder() -> tuple[Path, AbstractContextManager[object]]:
+    """Return a new folder and its lock, which marks it as in use: a process id could belong to another machine."""
+    while True:
+        folder = _new_folder()
+        mode = folder.stat().st_mode
+        # Another command's sweep may take the lock before this one does, and remove the folder with it; FileLock then
+        # makes the folder again, for everybody to look into.
+        with suppress(FileNotFoundError):
+            held = FileLock(folder / ".lock").acquire()
+            if folder.stat().st_mode == mode:
+                return folder, held
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _new_folder() -> Path:

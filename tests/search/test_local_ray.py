@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 from search.terminal.signals import ending_in_order
 from search.tune import local_ray
@@ -88,6 +88,24 @@ def test_folders_of_dead_processes_are_removed_and_no_others(base: Path) -> None
     foreign.symlink_to(base / "else")
     with FileLock(held / ".lock"), private_folder() as own:
         assert set(base.iterdir()) == {held, young, foreign, base / "else", own.parent}
+
+
+def test_a_folder_that_another_command_sweeps_before_it_is_locked_is_made_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[Path] = []
+
+    def sweeping(path: Path, timeout: float = -1) -> BaseFileLock:
+        if not swept:
+            swept.append(path.parent)
+            path.parent.rmdir()
+        return FileLock(path, timeout=timeout)
+
+    monkeypatch.setattr(local_ray, "FileLock", sweeping)
+    with private_folder() as folder:
+        assert folder.is_dir()
+        assert [folder.parent] == list(base.iterdir()) != swept
+    assert list(base.iterdir()) == []
 
 
 def test_without_any_folder_the_places_that_were_tried_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
