@@ -14,7 +14,7 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, lost_lead_words, notes, warning_words, way_words, winner_of
 from results.winner import to_json as winner_json
-from results.words import STATUS_LABELS, difference_words, evaluation_words, printable
+from results.words import STATUS_LABELS, difference_words, evaluation_words, printable, statuses_words
 from spaces.budget import Budget, budget_of
 from spaces.domains import Choice, Domain, FloatRange
 from spaces.overrides import Settings, space_of_document, with_overrides
@@ -191,8 +191,7 @@ def _load(study: Study, budget: Budget | None) -> _Best:
     winner = winner_of(study)
     trial = winner.trial
     if trial is None:
-        counts = ending_counts(ranked_trials(study.trials()))
-        ended = ", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count)
+        ended = statuses_words(ending_counts(ranked_trials(study.trials())))
         raise NothingToDoError(f"study {study.name} has no completed trial to export ({ended or 'none has started'}).")
     config = config_from(trial)
     if budget is not None:

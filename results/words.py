@@ -9,7 +9,7 @@ from typing import Any
 from spaces.budget import Budget, duration_text
 from trainable.config import DOCUMENTED, HYPERPARAMETERS, SCHEDULES_WITH_WARMUP
 from trainable.errors import count_words
-from trainable.rows import ENDINGS
+from trainable.rows import ENDINGS, TrialStatus
 
 UNKNOWN = "–"
 """In place of an unknown number."""
@@ -208,6 +208,11 @@ def percent_words(share: float | None) -> str:
     if 0 < share < 0.0005 or 0.9995 <= share < 1:
         return "under 0.1%" if share < 0.5 else "over 99.9%"
     return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"
+
+
+def statuses_words(counts: Mapping[TrialStatus, int]) -> str:
+    """Return how many trials have each status that any has: 5 completed, 19 stopped."""
+    return ", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count)
 
 
 def early_end_words(document: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,15 @@ from results.ranking import baseline_trial, ending_counts, final_loss, leaderboa
 from results.study.folder import Study
 from results.study.planned_run import Row
 from results.winner import is_worse, start_val_loss, winner_of, worse_words
-from results.words import STATUS_LABELS, batch_words, list_words, percent_words, range_words, value_words
+from results.words import (
+    STATUS_LABELS,
+    batch_words,
+    list_words,
+    percent_words,
+    range_words,
+    statuses_words,
+    value_words,
+)
 from trainable.errors import UserError, count_words, first_of
 from trainable.model.model_names import PRESETS
 from trainable.rows import ENDINGS
@@ -117,7 +125,7 @@ def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnos
 def report_of_study(study: Study) -> Report:
     """Return the study's report. Raises UserError when a file of it is damaged."""
     trials = _judged_trials(study)
-    counts = ", ".join(f"{n} {STATUS_LABELS[status]}" for status, n in ending_counts(trials).items() if n)
+    counts = statuses_words(ending_counts(trials))
     findings = diagnose_study(study)
     baseline = baseline_trial(trials)
     trace = None

@@ -12,13 +12,13 @@ from results.study.folder import Study
 from results.study.paths import shown
 from results.winner import Winner, evidence_words, headline, notes, to_json, warning_words, way_words, winner_of
 from results.words import (
-    STATUS_LABELS,
     amount_words,
     config_words,
     duration_words,
     early_end_words,
     loss_words,
     percent_words,
+    statuses_words,
     token_words,
 )
 from search.terminal.console import Terminal, print_table
@@ -72,13 +72,11 @@ def say_summary(study: Study, terminal: Terminal, *, has_report: bool) -> None:
 
 def count_lines(trials: list[dict[str, Any]], baseline: dict[str, Any] | None) -> list[str]:
     """Return how many trials ended how, and the reasons of the first that broke."""
-    counts = ending_counts(trials)
-    how = ", ".join(f"{count} {STATUS_LABELS[status]}" for status, count in counts.items() if count)
     broken = [row for row in trials if row["status"] in ENDINGS and row["status"] not in ("completed", "stopped")]
     lines = [ending_words(row, baseline) for row in broken[:REASONS_SHOWN]]
     if len(broken) > REASONS_SHOWN:
         lines.append(f"{len(broken) - REASONS_SHOWN} more in the report")
-    return ["", f"{count_words(len(trials), 'trial')}: {how}", *lines]
+    return ["", f"{count_words(len(trials), 'trial')}: {statuses_words(ending_counts(trials))}", *lines]
 
 
 def verdict_lines(winner: Winner) -> list[str]:
