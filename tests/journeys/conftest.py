@@ -37,7 +37,7 @@ block_size = 32
 learning_rate = 1e-5
 
 [budget]
-tokens = 6_144
+tokens = 3_072
 
 [evaluation]
 tokens = 512
@@ -50,7 +50,7 @@ name = "none"
 name = "random"
 
 [search]
-learning_rate = { log_uniform = [1e-5, 3e-3] }
+learning_rate = { log_uniform = [1e-5, 4e-3] }
 lr_schedule = { choice = ["constant", "linear"] }
 """
 

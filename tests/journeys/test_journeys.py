@@ -49,34 +49,34 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     shell("make report")
     assert json.loads(shell("make -s export FORMAT=json").stdout)["study"] == "first"
 
-    bring_back = shell(f"TRIALS=2 BUDGET_TOKENS=2048 {schedule} STUDY=second")
+    bring_back = shell(f"TRIALS=2 BUDGET_TOKENS=1024 {schedule} STUDY=second")
     study_agrees(shell.study("second"))
     document = shell.study("second").document()
     assert document["baseline"]["name"].startswith("first")
     assert "set by the export" not in bring_back.output
     # Nothing of the schedule is left to search: the long run is next.
     [longer_run] = [line for line in bring_back.next_lines if "BUDGET_TOKENS" in line]
-    assert "20.5k tokens" in shell(longer_run).output
+    assert "10.2k tokens" in shell(longer_run).output
 
     # A larger budget needs no space file, and keeps the best.
     best = winner_of(first).trial
     assert best is not None
     shell(f"mv {space} {space}.away")
     there = set(shell.studies.iterdir())
-    longer = shell("make resume STUDY=first BUDGET_TOKENS=7168")
+    longer = shell("make resume STUDY=first BUDGET_TOKENS=3584")
     assert "learning from study first: " in longer.output
     [path] = set(shell.studies.iterdir()) - there
     study = shell.study(path.name)
     study_agrees(study)
-    assert study.document()["budget_tokens"] == 7_168
+    assert study.document()["budget_tokens"] == 3_584
     same = [row for row in study.trials() if row["learning_rate"] == best["learning_rate"]]
-    assert [(row["status"], row["tokens_seen"]) for row in same] == [("completed", 7_168)]
+    assert [(row["status"], row["tokens_seen"]) for row in same] == [("completed", 3_584)]
     assert longer.next_lines[0].startswith("make ")
 
 
 def test_what_is_interrupted_goes_on_as_it_says(shell: Shell, space: Path) -> None:
     """A search that is to be confirmed; then its confirmation, before which the search is extended."""
-    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=6k CONFIRM=1 TOP=1 SEEDS=2")
+    typed = shell.type(f"make search SPACE={space} STUDY=cut BUDGET_TOKENS=3k CONFIRM=1 TOP=1 SEEDS=2")
     study = shell.study("cut")
     typed.wait_for(lambda: study.trials_path.exists() and any(row["tokens_seen"] > 0 for row in study.trials()))
     typed.interrupt()
@@ -105,11 +105,11 @@ def test_a_baseline_that_wins_is_told_so_and_asked_on(shell: Shell, space: Path)
     """No trial of these rates beats the baseline: what is printed then is more trials, and what is wrong."""
     wild = (
         space.read_text()
-        .replace("log_uniform = [1e-5, 3e-3]", "log_uniform = [1e-5, 1e2]")
+        .replace("log_uniform = [1e-5, 4e-3]", "log_uniform = [1e-5, 1e2]")
         .replace("trials = 3", "trials = 2")
     )
     space.write_text(wild)
-    searched = shell(f"make search SPACE={space} STUDY=base BUDGET_TOKENS=2048")
+    searched = shell(f"make search SPACE={space} STUDY=base BUDGET_TOKENS=1024")
     study = shell.study("base")
     study_agrees(study)
     assert winner_of(study).trial["is_baseline"]  # type: ignore[index]

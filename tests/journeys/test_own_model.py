@@ -33,7 +33,7 @@ def test_from_own_settings_and_model_to_a_better_model_in_a_folder(shell: Shell,
     shutil.copytree(folder, tmp_path / "my-gpt2")
     (tmp_path / "qa.txt").write_text(language_reference()[:400_000], encoding="utf-8")
     (tmp_path / "mine.env").write_text(SETTINGS, encoding="utf-8")
-    shell("export SEEDS=2 TOP=1 BUDGET_TOKENS=6144")
+    shell("export SEEDS=2 TOP=1 BUDGET_TOKENS=3072")
     own = f"GPT2_MODEL_NAME={tmp_path}/my-gpt2 TRAINING_DATA_SOURCE={tmp_path}/qa.txt"
     searched = shell(f"make search SPACE={space} BASELINE={tmp_path}/mine.env {own} STUDY=mine")
     study = shell.study("mine")

@@ -80,25 +80,27 @@ def test_the_variables_are_listed(light: dict[str, Any]) -> None:
     assert sorted(listed) == sorted(KNOWN)
 
 
-def test_an_empty_folder_has_no_studies(run: Any, tmp_path: Path) -> None:
-    ran = run("list", STUDIES_DIR=str(tmp_path / "none"))
+def test_an_empty_folder_has_no_studies(run_here: Any, tmp_path: Path) -> None:
+    ran = run_here("list", STUDIES_DIR=str(tmp_path / "none"))
     assert ran.code == 0
     assert "no study in" in ran.stdout
     assert "make search SPACE=plateau" in ran.stdout
-    assert run("list", "--json", STUDIES_DIR=str(tmp_path / "none")).document == {"studies": []}
+    assert run_here("list", "--json", STUDIES_DIR=str(tmp_path / "none")).document == {"studies": []}
     assert not (tmp_path / "none").exists()
 
 
-def test_a_damaged_study_is_listed_with_its_error_beside_the_others(run: Any, searched: Any, tmp_path: Path) -> None:
+def test_a_damaged_study_is_listed_with_its_error_beside_the_others(
+    run_here: Any, searched: Any, tmp_path: Path
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "study.json").write_text("{")
     (tmp_path / "shared").symlink_to(searched.study.path)
-    ran = run("list", "--json", STUDIES_DIR=str(tmp_path))
+    ran = run_here("list", "--json", STUDIES_DIR=str(tmp_path))
     entries = {entry["study"]: entry for entry in ran.document["studies"]}
     assert ran.code == 0
     assert entries.keys() == {"broken", "shared"}
     assert "not whole JSON" in entries["broken"]["error"]
-    assert "not whole JSON" in " ".join(run("list", STUDIES_DIR=str(tmp_path)).stdout.split())
+    assert "not whole JSON" in " ".join(run_here("list", STUDIES_DIR=str(tmp_path)).stdout.split())
 
 
 def test_a_study_whose_tables_do_not_fit_together_is_listed_by_its_name(
@@ -133,22 +135,22 @@ def test_a_search_that_was_cut_off_is_listed_with_what_it_was_to_run(run_here: A
     }  # fmt: skip
 
 
-def test_a_broken_space_beside_sound_ones_is_named_and_the_rest_is_listed(run: Any, tmp_path: Path) -> None:
+def test_a_broken_space_beside_sound_ones_is_named_and_the_rest_is_listed(run_here: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text("trials = 4\n[budget]\ntokens = 400_000\n[search]\nbatch_sise = { choice = [8, 16] }\n")
-    ran = run("spaces", f"SPACE={path}", "--json")
+    ran = run_here("spaces", f"SPACE={path}", "--json")
     assert ran.code == 2
     assert "Did you mean 'batch_size'?" in ran.document["spaces"][0]["error"]
 
 
-def test_an_unknown_command_is_the_users_mistake(run: Any) -> None:
-    ran = run("serch")
+def test_an_unknown_command_is_the_users_mistake(run_here: Any) -> None:
+    ran = run_here("serch")
     assert ran.code == 2
     assert ran.stderr.splitlines() == [
         "error: there is no command 'serch'. Did you mean 'search'? `make help` lists them."
     ]
     assert ran.stdout == ""
-    assert run("plateau").stderr == (
+    assert run_here("plateau").stderr == (
         "error: there is no command 'plateau'. Did you mean SPACE=plateau? `make help` lists them.\n"
     )
 

@@ -44,8 +44,8 @@ def test_the_exported_winner_trains_to_exactly_the_same_loss(
 
 
 @pytest.mark.parametrize("format_", ["env", "json", "toml", "cli"])
-def test_every_format_is_of_the_best_trial(format_: str, searched: Any, run: Any) -> None:
-    ran = run("export", "STUDY=shared", f"FORMAT={format_}")
+def test_every_format_is_of_the_best_trial(format_: str, searched: Any, run_here: Any) -> None:
+    ran = run_here("export", "STUDY=shared", f"FORMAT={format_}")
     best = searched.ran.document["best"]
     assert ran.code == 0
     assert ran.stderr == ""
@@ -61,19 +61,19 @@ def test_the_command_can_be_typed_in_the_folder_of_the_last_one(searched: Any, r
     assert re.fullmatch(rf"make -C {ROOT} train .* STUDIES_DIR={searched.study.path.parent}\n", ran.stdout)
 
 
-def test_json_means_the_json_format(searched: Any, run: Any) -> None:
-    assert run("export", "STUDY=shared", "--json").document == json.loads(searched.study.best_json.read_text())
+def test_json_means_the_json_format(searched: Any, run_here: Any) -> None:
+    assert run_here("export", "STUDY=shared", "--json").document == json.loads(searched.study.best_json.read_text())
 
 
-def test_the_latest_study_is_meant_where_none_is_named(searched: Any, run: Any, tmp_path: Path) -> None:
+def test_the_latest_study_is_meant_where_none_is_named(searched: Any, run_here: Any, tmp_path: Path) -> None:
     only = tmp_path / "studies"
     only.mkdir()
     (only / "shared").symlink_to(searched.study.path)
-    assert run("export", STUDIES_DIR=str(only)).stdout == searched.study.best_env.read_text()
+    assert run_here("export", STUDIES_DIR=str(only)).stdout == searched.study.best_env.read_text()
 
 
-def test_the_study_is_listed(searched: Any, run: Any) -> None:
-    studies = {entry["study"]: entry for entry in run("list", "--json").document["studies"]}
+def test_the_study_is_listed(searched: Any, run_here: Any) -> None:
+    studies = {entry["study"]: entry for entry in run_here("list", "--json").document["studies"]}
     entry = studies["shared"]
     assert entry["trials"] == 8
     assert entry["kind"] == "search"
@@ -81,29 +81,29 @@ def test_the_study_is_listed(searched: Any, run: Any) -> None:
     assert entry["baseline_val_loss"] == searched.ran.document["baseline"]["val_loss"]
 
 
-def test_two_lengths_of_one_run_are_refused(searched: Any, run: Any, studies: Path) -> None:
+def test_two_lengths_of_one_run_are_refused(searched: Any, run_here: Any, studies: Path) -> None:
     # As in a shell that holds an export: TRAINING_STEPS is the winner's own length there, and STEPS was ignored.
     exported = {"TRAINING_STEPS": "48", "EXPORTED_FROM": "shared"}
-    ran = run("train", "STUDY=shared", "STEPS=50", STUDIES_DIR=str(studies), **exported)
+    ran = run_here("train", "STUDY=shared", "STEPS=50", STUDIES_DIR=str(studies), **exported)
     assert ran.code == 2
     assert "error: STEPS and TRAINING_STEPS set the length of the same run. Unset one of them." in ran.stderr
     assert "was set by the export of study shared; unset " in ran.stderr
 
 
 def test_a_shell_that_holds_another_studys_export_trains_no_winner_under_a_wrong_name(
-    searched: Any, run: Any, studies: Path
+    searched: Any, run_here: Any, studies: Path
 ) -> None:
-    ran = run("train", "STUDY=shared", STUDIES_DIR=str(studies), LEARNING_RATE="0.5", EXPORTED_FROM="other")
+    ran = run_here("train", "STUDY=shared", STUDIES_DIR=str(studies), LEARNING_RATE="0.5", EXPORTED_FROM="other")
     assert ran.code == 2
     assert (
         "error: STUDY=shared: its winner has another LEARNING_RATE. LEARNING_RATE was set by the export of"
         in ran.stderr
     )
     held = {"LEARNING_RATE": "0.5", "WEIGHT_DECAY": "0.25", "EXPORTED_FROM": "other"}
-    ran = run("train", "STUDY=shared", "LEARNING_RATE=0.25", STUDIES_DIR=str(studies), **held)
+    ran = run_here("train", "STUDY=shared", "LEARNING_RATE=0.25", STUDIES_DIR=str(studies), **held)
     assert "its winner has another WEIGHT_DECAY. WEIGHT_DECAY was set by the export of study other; unset" in ran.stderr
     # The refusal of a typed value does not name the shell, which holds another.
-    ran = run("train", "STUDY=shared", "LEARNING_RATE=fast", STUDIES_DIR=str(studies), **held)
+    ran = run_here("train", "STUDY=shared", "LEARNING_RATE=fast", STUDIES_DIR=str(studies), **held)
     assert ran.stderr.startswith("error: LEARNING_RATE='fast' ")
     assert "set by the export" not in ran.stderr
 
