@@ -33,13 +33,13 @@ from search.terminal.console import COMMAND
 from search.terminal.signals import ending_in_order
 from tests.faults.common import asked, report, strays
 from tests.fuzz.commands import run
-from tests.journeys.conftest import SPACE, Said, Shell, Typed, shell_environment, study_agrees
+from tests.journeys.conftest import SPACE, WILD_SPACE, Said, Shell, Typed, shell_environment, study_agrees
 from tests.patience import left_behind, wait_until
 from tests.running import ROOT
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
-SPACES = (SPACE, SPACE.replace("[1e-5, 3e-3]", "[1e-5, 1e2]"), SPACE.replace('name = "none"', 'name = "asha"'))
+SPACES = (SPACE, WILD_SPACE, SPACE.replace('name = "none"', 'name = "asha"'))
 OWN = "TRAINING_STEPS=20 BATCH_SIZE=2 BLOCK_SIZE=32 EVAL_INTERVAL=10 EVAL_TOKENS=512"
 STUDY = "STUDY={search}|" * 12 + "STUDY=latest||STUDY={studies}/{search}"
 FORMS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from results.confirmation.attempt import load_attempts
 from results.winner import winner_of
-from tests.journeys.conftest import Shell, purposes, study_agrees
+from tests.journeys.conftest import WILD_SPACE, Shell, purposes, study_agrees
 
 
 def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
@@ -103,12 +103,7 @@ def test_what_is_interrupted_goes_on_as_it_says(shell: Shell, space: Path) -> No
 
 def test_a_baseline_that_wins_is_told_so_and_asked_on(shell: Shell, space: Path) -> None:
     """No trial of these rates beats the baseline: what is printed then is more trials, and what is wrong."""
-    wild = (
-        space.read_text()
-        .replace("log_uniform = [1e-5, 4e-3]", "log_uniform = [1e-5, 1e2]")
-        .replace("trials = 3", "trials = 2")
-    )
-    space.write_text(wild)
+    space.write_text(WILD_SPACE.replace("trials = 3", "trials = 2"))
     searched = shell(f"make search SPACE={space} STUDY=base BUDGET_TOKENS=1024")
     study = shell.study("base")
     study_agrees(study)
