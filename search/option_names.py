@@ -26,7 +26,7 @@ NEAR = 0.86
 """Of difflib: a letter more, less or in another place."""
 VENV = "VENV"
 """make's own, which a printed next step must repeat."""
-_MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS")
+_MAKES_OWN = re.compile(rf"MAKE\w*|SHELL|PYTHON|TORCH_INDEX|{VENV}|\.\w+|CURDIR|MFLAGS|ARGS")
 
 
 def space_hint(word: str) -> str:

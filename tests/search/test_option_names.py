@@ -1,7 +1,10 @@
 """A misspelt variable is noticed, and what a usual environment holds never is."""
 
+import re
+
 import pytest
 
+from search import ROOT
 from search.option_names import MAKE_WORDS, make_names, nearly
 from search.options import KNOWN, Options, typed, unread
 
@@ -99,3 +102,10 @@ def test_a_variable_typed_for_a_command_that_does_not_read_it_is_told(
     words: str, target: str, line: str | None
 ) -> None:
     assert unread(Options(typed=typed(words.split())), target) == ([line] if line else [])
+
+
+def test_what_the_makefile_reads_itself_is_no_misspelt_variable() -> None:
+    own = re.findall(r"^(\w+) \??:?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"PYTHON", "VENV", "TORCH_INDEX"} <= set(own)
+    settable = [name for name in own if name not in ("RUN", "STAMP", "COMMANDS", "UNKNOWN")]
+    assert make_names({"MAKELEVEL": "1", MAKE_WORDS: " ".join(f"{name}=x" for name in settable)}) == []
