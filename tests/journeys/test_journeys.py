@@ -12,7 +12,7 @@ from tests.journeys.conftest import WILD_SPACE, Shell, purposes, study_agrees
 def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     """Search, then all that it prints next, in its order, and all that these print; nothing contradicts another."""
     shell("export SEEDS=4 TOP=1")
-    searched = shell(f"make search SPACE={space} STUDY=first")
+    searched = shell(f"make search SPACE={space} STUDY=first BUDGET_TOKENS=6144")
     first = shell.study("first")
     study_agrees(first)
     assert purposes(first) == {"search": 3}
@@ -63,14 +63,14 @@ def test_from_a_search_to_a_proof_and_on(shell: Shell, space: Path) -> None:
     assert best is not None
     shell(f"mv {space} {space}.away")
     there = set(shell.studies.iterdir())
-    longer = shell("make resume STUDY=first BUDGET_TOKENS=3584")
+    longer = shell("make resume STUDY=first BUDGET_TOKENS=7168")
     assert "learning from study first: " in longer.output
     [path] = set(shell.studies.iterdir()) - there
     study = shell.study(path.name)
     study_agrees(study)
-    assert study.document()["budget_tokens"] == 3_584
+    assert study.document()["budget_tokens"] == 7_168
     same = [row for row in study.trials() if row["learning_rate"] == best["learning_rate"]]
-    assert [(row["status"], row["tokens_seen"]) for row in same] == [("completed", 3_584)]
+    assert [(row["status"], row["tokens_seen"]) for row in same] == [("completed", 7_168)]
     assert longer.next_lines[0].startswith("make ")
 
 
