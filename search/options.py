@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from stat import S_IFREG
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -45,6 +46,7 @@ from trainable.config import (
 from trainable.data.remote_files import files_at
 from trainable.data.text_documents import Documents, parse_documents
 from trainable.errors import UserError, did_you_mean, full_reason, redacted
+from trainable.regular_files import file_type
 
 MAX_COUNT = 10**15
 MOST_A_DEVICE = 16
@@ -139,7 +141,7 @@ def _optuna_storage(value: str) -> str:
     if address.get_backend_name() == "sqlite":
         path, is_usable = Path(address.database or ""), False
         with suppress(OSError):  # a name that no file can have
-            is_usable = path != Path() and path.parent.is_dir() and (path.is_file() or not path.exists())
+            is_usable = path != Path() and path.parent.is_dir() and file_type(path) in (S_IFREG, None)
         if not is_usable:
             raise ValueError("must be a file in a folder that exists, or a database URL")
     return url

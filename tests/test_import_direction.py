@@ -22,7 +22,13 @@ TORCH_FREE = (
 )
 ALLOWED = {
     "trainable": ("trainable*",),
-    "spaces": ("spaces*", "trainable.config", "trainable.errors", "trainable.stability.rules"),
+    "spaces": (
+        "spaces*",
+        "trainable.config",
+        "trainable.errors",
+        "trainable.regular_files",
+        "trainable.stability.rules",
+    ),
     "results": ("results*", "spaces*", *TORCH_FREE),
     "search": ("search*", "trainable*", "spaces*", "results*"),
 }

@@ -15,6 +15,22 @@ MAX_FILE_BYTES = 256 << 20
 """Of a document or a table: millions of rows."""
 
 
+def file_type(path: Path) -> int | None:
+    """Return a path's type (S_IFREG, S_IFDIR, ...), None where nothing is. Raises OSError.
+
+    From Python 3.14 on Path.exists() and its like say False of what the system refuses or cannot reach, too: a table on
+    a network disk that does not answer is not an empty one.
+    """
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return None
+    except ValueError:  # a NUL in it
+        return None
+
+
 def read_regular(path: Path) -> bytes:
     """Return the bytes of a file. Raises OSError, also for what is no regular file (a pipe say) or far too large."""
     # Whoever opens a pipe waits for its writer.

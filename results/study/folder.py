@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain, count
 from pathlib import Path
+from stat import S_IFREG
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,7 @@ from results.study.atomic import write_document
 from results.study.paths import expanded, path_error, shown
 from results.study.planned_run import Row
 from trainable.errors import UserError, did_you_mean, reason
-from trainable.regular_files import cannot_make, read_regular, sync_folder
+from trainable.regular_files import cannot_make, file_type, read_regular, sync_folder
 
 SCHEMA_VERSION = 3
 """Of study.json; other versions are refused."""
@@ -122,7 +123,7 @@ class Study:
 def _rows(path: Path, schema: str) -> list[Row]:
     from results.study import tables  # brings pyarrow, which most commands do without
 
-    return tables.read_rows(path, getattr(tables, schema)) if path.exists() else []
+    return tables.read_rows(path, getattr(tables, schema)) if file_type(path) is not None else []
 
 
 def _refuse_constant(text: str) -> None:
@@ -286,7 +287,7 @@ def list_studies() -> list[Study]:
     if not folder.is_dir():
         return []
     found = [Study(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    return sorted((study for study in found if study.study_json.is_file()), key=_age, reverse=True)
+    return sorted((study for study in found if file_type(study.study_json) == S_IFREG), key=_age, reverse=True)
 
 
 def _age(study: Study) -> tuple[datetime, bool]:
@@ -313,7 +314,7 @@ def find_study(name: str) -> Study | None:
     """Return the study of that name, whole or not; None when there is none."""
     check_study_name(name)
     study = Study(studies_dir() / name)
-    return study if study.study_json.is_file() else None
+    return study if file_type(study.study_json) == S_IFREG else None
 
 
 def open_study(name_or_latest: str) -> Study:

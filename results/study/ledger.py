@@ -14,6 +14,7 @@ from results.study.folder import Study
 from results.study.planned_run import PlannedRun
 from results.study.tables import METRICS, STEPS, TRIALS, Row, previous_path, read_rows_or_previous, write_table
 from trainable.config import config_from
+from trainable.regular_files import file_type
 from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
 
 FLUSH_INTERVAL_S = 5.0
@@ -35,7 +36,7 @@ class Ledger:
         self, study: Study, *, flush_interval_s: float = FLUSH_INTERVAL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._study = study
-        self._has_document = study.study_json.exists()
+        self._has_document = file_type(study.study_json) is not None
         self._flush_interval_s = flush_interval_s
         self._clock = clock
         self._unwritten_metrics = True
@@ -186,7 +187,7 @@ class Ledger:
     def flush(self) -> None:
         """Write what is not on disk yet. Raises OSError."""
         began_at = self._clock()
-        if self._has_document and not self._study.study_json.exists():
+        if self._has_document and file_type(self._study.study_json) is None:
             # A trial that is saved makes the folder again, and whatever followed would be of no study.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._study.path))
         # Trials last: so a reader never finds a trial's loss without its evaluation.
@@ -208,7 +209,7 @@ class Ledger:
         return notes
 
     def _read(self, path: Path, schema: Any) -> list[Row]:
-        if not path.exists() and not previous_path(path).exists():
+        if file_type(path) is None and file_type(previous_path(path)) is None:
             return []
         rows, note = read_rows_or_previous(path, schema)
         self._notes += [note] if note else []

@@ -17,7 +17,7 @@ from results.study.atomic import write_atomic
 from results.study.paths import shown
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError, reason
-from trainable.regular_files import MAX_FILE_BYTES, read_regular
+from trainable.regular_files import MAX_FILE_BYTES, file_type, read_regular
 from trainable.rows import MetricsRow, Purpose, StepRow, TrialStatus
 
 Row = dict[str, Any]
@@ -265,7 +265,7 @@ def read_rows_or_previous(path: Path, schema: Any) -> tuple[list[Row], str | Non
         return read_rows(path, schema), None
     except UserError as error:
         damaged = isinstance(error, DamagedTableError)
-        if not previous.exists() or (path.exists() and not damaged):
+        if file_type(previous) is None or (file_type(path) is not None and not damaged):
             raise
         refusal = error
     try:

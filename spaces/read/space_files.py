@@ -3,10 +3,12 @@
 import re
 import tomllib
 from pathlib import Path
+from stat import S_IFREG
 from typing import Any
 
 from spaces.read.toml_table import shown
 from trainable.errors import UserError, did_you_mean, reason
+from trainable.regular_files import file_type
 
 SPACES_DIRECTORY = Path(__file__).resolve().parents[1]
 MAX_FILE_BYTES = 1_000_000
@@ -48,13 +50,13 @@ def _existing(path_text: str) -> Path:
     path = Path(path_text)
     try:
         path = path.expanduser()
-        is_file, exists = path.is_file(), path.exists()
+        kind = file_type(path)
         beside = [str(other) for other in list_spaces(path.parent)] if path.parent.is_dir() else []
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{shown(path_text)} cannot be opened: {reason(error)}.") from None
-    if is_file:
+    if kind == S_IFREG:
         return _named(path)
-    if exists:
+    if kind is not None:
         raise UserError(f"{shown(path_text)} is not a file.")
     # Without a folder in the path, a space's name is as likely to be meant as a file of the current folder.
     known = beside if path.parent != Path() else [*beside, *(other.stem for other in list_spaces())]

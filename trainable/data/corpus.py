@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_IFDIR, S_IFREG
 from typing import NoReturn
 
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
 from trainable.errors import UserError, count_words, reason
+from trainable.regular_files import file_type
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -56,11 +58,12 @@ def source_files(
         return [path]
     try:
         path = Path(source).expanduser().absolute()
-        if path.is_dir():
+        kind = file_type(path)
+        if kind == S_IFDIR:
             return _files_of_folder(path, f"{variable}={source}", documents)
-        if path.is_file():
+        if kind == S_IFREG:
             return [path]
-        what = "is not a regular file" if path.exists() else "does not exist"
+        what = "is not a regular file" if kind else "does not exist"
     except (OSError, RuntimeError) as error:
         what = f"cannot be used: {reason(error)}"
     default = " for the Python language reference" if variable == "TRAINING_DATA_SOURCE" else ""
@@ -94,7 +97,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
         try:
             # A link may lead back to a folder above it.
             state = Path(place).stat()
-            files = [path for path in visible if path.is_file()]
+            files = [path for path in visible if file_type(path) == S_IFREG]
         except OSError as error:
             refuse(error)
         if (state.st_dev, state.st_ino) in seen:

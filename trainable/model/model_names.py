@@ -7,7 +7,7 @@ from typing import Any
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path, check_links
 from trainable.errors import UserError, reason
 from trainable.model.hub_models import check_hub_name, hub_folder
-from trainable.regular_files import MAX_FILE_BYTES, cannot_make, json_object, whole_path
+from trainable.regular_files import MAX_FILE_BYTES, cannot_make, file_type, json_object, whole_path
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tiny-scratch": {"n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": 2048, "n_positions": 1024},
@@ -71,7 +71,7 @@ def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> N
     same: what its record says if it is that.
     """
     try:
-        is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        is_new = file_type(folder) is None or (folder.is_dir() and not any(folder.iterdir()))
         refused = cannot_make(folder) if is_new else None
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {reason(error)}. Name another folder.") from None
@@ -88,7 +88,7 @@ def check_model_name(name: str) -> None:
         return
     try:
         path = SHIPPED.get(name) or Path(name).expanduser()
-        exists = path.exists()
+        exists = file_type(path) is not None
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"GPT2_MODEL_NAME={name} cannot be used: {reason(error)}. Name a preset or a folder.") from None
     if exists or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
