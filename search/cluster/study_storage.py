@@ -58,22 +58,36 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
+def lies_in(study: Study, storage: str) -> bool:
+    """Return whether the storage is the folder of the studies, and the study's own folder its place there."""
+    folder = local_folder(storage)
+    return folder is not None and (folder / study.name).resolve() == study.path.resolve()
+
+
+@contextmanager
+def written(storage: str) -> Iterator[None]:
+    """Turn an OSError into the UserError that the storage cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
+
+
 @contextmanager
 def probed(storage: str) -> Iterator[tuple[str, str]]:
     """Have a small file in the storage while inside; yield its path and its content.
 
-    Raises UserError when it cannot be written: no such bucket, no permission, no answer.
+    Raises UserError when it cannot be written or deleted: no such bucket, no permission, no answer.
     """
     files, root = files_at(storage)
     path, word = f"{root}/.probe-{secrets.token_hex(4)}", secrets.token_hex(8)
-    try:
+    with written(storage):
         write_whole(files, path, iter([word.encode()]))
-    except OSError as error:
-        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
     try:
         yield path, word
     finally:
-        files.delete_file(path)
+        with written(storage):
+            files.delete_file(path)
 
 
 def read_probe(storage: str, path: str) -> str:
@@ -131,8 +145,10 @@ class TableMirror:
     def _copy(self) -> None:
         files, root = files_at(below(self.storage, self.study.name))
         changed: list[tuple[Path, int, bytes]] = []
+        # Over the study itself an older table would be put in place of a newer one.
+        copied = () if lies_in(self.study, self.storage) else MIRRORED
         # Read in the opposite order of writing, so that each table is at least as new as those that refer to it.
-        for pattern in reversed(MIRRORED):
+        for pattern in reversed(copied):
             for path in sorted(self.study.path.glob(pattern)):
                 mtime_ns = path.stat().st_mtime_ns
                 if self._known.get(path) != mtime_ns and not path.name.startswith("."):

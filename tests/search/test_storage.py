@@ -292,6 +292,21 @@ def test_only_what_has_changed_is_copied(tmp_path: Path) -> None:
     assert said == []
 
 
+def test_a_study_is_not_copied_over_itself(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    before = {path: path.stat().st_ino for path in study.path.rglob("*")}
+    mirror = TableMirror(study, str(tmp_path), print)
+    mirror.copy_if_due(at_once=True)
+    mirror.close()
+    assert {path: path.stat().st_ino for path in study.path.rglob("*")} == before
+
+
+def test_a_storage_from_which_nothing_can_be_deleted_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^STORAGE=\S+ cannot be written: .*\. Name another place\.$"):
+        with probed(str(tmp_path)) as (path, _):
+            Path(path).unlink()
+
+
 def test_a_storage_that_went_away_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
     study = small_study(tmp_path)
     said: list[str] = []
