@@ -257,32 +257,32 @@ def _logged_rate(history: Any, left: list[str]) -> dict[str, Any]:
 
 
 def _translated(settings: Mapping[str, Any]) -> _Read:
-    settings = _as_ours({name.lower(): value for name, value in settings.items() if value is not None})
+    named = {name.lower(): value for name, value in settings.items() if value is not None}
     values: dict[str, Any] = {}
     left: list[str] = []
-    for theirs, value in settings.items():
-        name, ours = OTHER_NAMES.get(theirs, theirs), value
+    for name, value in _as_ours({OTHER_NAMES.get(name, name): value for name, value in named.items()}).items():
+        ours = value
         if name == "lr_schedule" and value not in HYPERPARAMETERS[name].metadata["choices"]:
             ours = LR_SCHEDULES_OF_TRAINER.get(str(value))
         if name in HYPERPARAMETERS and ours is not None:
             values[name] = ours
         else:
-            left.append(f"{theirs} {value_words(value)}")
+            left.append(f"{name} {value_words(value)}")
     return _Read(values=values, left=tuple(left))
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with flags and values of training.py and nanoGPT translated into ours."""
+    """Return the settings, by our names where there is one, with flags and values of training.py and nanoGPT as ours."""
     ours = dict(settings)
     decays = next((ours.pop(name) for name in ("use_lr_warmup", "decay_lr") if isinstance(ours.get(name), bool)), None)
     if decays is not None:
         ours.setdefault("lr_schedule", "warmup_cosine" if decays else "constant")
     peak, lowest = ours.get("learning_rate"), ours.get("min_lr")
-    if decays and isinstance(lowest, float) and isinstance(peak, float) and 0 <= lowest <= peak and peak > 0:
+    if decays and isinstance(lowest, int | float) and isinstance(peak, int | float) and 0 <= lowest <= peak > 0:
         ours["min_lr_frac"] = ours.pop("min_lr") / peak
     if ours.get("dtype") in PRECISIONS_OF_DTYPES:
         ours["precision"] = PRECISIONS_OF_DTYPES[ours.pop("dtype")]
     # Equal to the run's length it adds nothing.
-    if ours.get("lr_decay_iters") == ours.get("max_iters"):
+    if ours.get("lr_decay_iters") == ours.get("training_steps"):
         ours.pop("lr_decay_iters", None)
     return ours

@@ -76,8 +76,13 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     return space, settings
 
 
-def differences(document: Mapping[str, Any], settings: Settings, options: Options) -> list[str]:
-    """Return how the variables and SPACE differ from the settings that the study was planned with."""
+def differences(
+    document: Mapping[str, Any], settings: Settings, options: Options, *, warm_start: str | None = None
+) -> list[str]:
+    """Return how the variables and SPACE differ from the settings that the study was planned with.
+
+    warm_start: the study that it learns from.
+    """
     found = []
     asked, _ = read_settings(options)
     for name, value in asked.pins.items():
@@ -86,6 +91,12 @@ def differences(document: Mapping[str, Any], settings: Settings, options: Option
             found.append(f"{variable_of(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
         found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
+    others: dict[str, tuple[Any, Any]] = {"WARM_START": (options.warm_start, warm_start)}
+    if document["kind"] == "baseline":
+        others |= {"COMPARE": (options.compare, settings.compare), "TRIALS": (options.trials, settings.trials)}
+    for name, (value, then) in others.items():
+        if value not in (None, then):
+            found.append(f"{name} is {value}, was {then or 'not set'}")
     file, then = _space_file(document, options), document["space"]
     if file != Path(then["path"]).resolve() and _space_differences(then, _text_of(file)):
         found.append(f"SPACE is {options.space}, was {then['name']}")

@@ -31,8 +31,8 @@ MAX_TABLE_WIDTH = 1000
 NARROWEST = 80
 """Columns in which no number of our tables is cut."""
 COMMAND = re.compile(
-    r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM|SPACE)=[\w'"/~])"""
-    r"""(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
+    r"""\bmake [a-z]+(?= '?[A-Z0-9_]+=[\w'"/~])"""
+    r"""(?: (?='?[A-Z0-9_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
 )
 """A command with its variables within a sentence."""
 NAMED = re.compile(

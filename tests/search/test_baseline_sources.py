@@ -131,6 +131,12 @@ def test_nanogpts_schedule_and_number_format_are_known(tmp_path: Path) -> None:
     assert read == ("warmup_cosine", 200, "bf16")
     assert baseline.config.min_lr_frac == pytest.approx(0.1)
     assert not any("also says" in note for note in baseline.notes)
+    # A whole number in the script is one in the file.
+    torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": {**config, "min_lr": 0}}, path)
+    assert read_baseline(str(path)).config.min_lr_frac == 0.0
+    del config["learning_rate"]
+    torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": {**config, "lr": 6e-4}}, path)
+    assert read_baseline(str(path)).config == baseline.config
     torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": config | {"decay_lr": False}}, path)
     assert read_baseline(str(path)).config.lr_schedule == "constant"
 
