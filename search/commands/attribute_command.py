@@ -7,7 +7,7 @@ from results.attribution.attribution_runs import Question, attribution_losses, m
 from results.attribution.attribution_values import to_json, write_attribution
 from results.attribution.sentences import did_it_words, render
 from results.confirmation.attempt import load_attempts
-from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
+from results.study.folder import Study, check_has_baseline, find_study, studies_dir
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -80,8 +80,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         # Only these runs are longer or shorter; study.json keeps the budget of its trials.
         return replace(plan, baseline=question.before, budget=budget, milestones_tokens=milestones_tokens)
     name = f"attribute-{question.before_name}-{question.after_name}-{budget.tokens}"
-    existing = next((study for study in list_studies() if study.name == name), None)
-    if existing is not None:
+    if (existing := find_study(name)) is not None:
         return reopen(existing, options, progress, configs=configs)
     asked = {
         "kind": "attribute",

@@ -272,7 +272,7 @@ def _translated(settings: Mapping[str, Any]) -> _Read:
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, by our names where there is one, with flags and values of training.py and nanoGPT as ours."""
+    """Return settings under our names with the flags and values of training.py and nanoGPT translated too."""
     ours = dict(settings)
     decays = next((ours.pop(name) for name in ("use_lr_warmup", "decay_lr") if isinstance(ours.get(name), bool)), None)
     if decays is not None:

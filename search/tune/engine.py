@@ -20,7 +20,7 @@ from ray.tune.experiment import Trial
 
 from results.confirmation.attempt import Attempt, load_attempts, trials_found
 from results.ranking import leaderboard, ranked_trials
-from results.study.atomic import is_storage_error, storage_error_words
+from results.study.atomic import storage_error_words, storage_fault_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import remove_unfinished
@@ -256,9 +256,7 @@ def rays_own_faults(again: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         # From a file of Tune's; the recorder catches those of the study's.
-        if not is_storage_error(error):
-            raise
-        raise UserError(storage_error_words(error, again=again)) from None
+        raise UserError(storage_fault_words(error, again=again)) from None
 
 
 def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:

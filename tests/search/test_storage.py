@@ -302,9 +302,9 @@ def test_a_study_is_not_copied_over_itself(tmp_path: Path) -> None:
 
 
 def test_a_storage_from_which_nothing_can_be_deleted_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^STORAGE=\S+ cannot be written: .*\. Name another place\.$"):
-        with probed(str(tmp_path)) as (path, _):
-            Path(path).unlink()
+    told = pytest.raises(UserError, match=r"^STORAGE=\S+ cannot be written: .*\. Name another place\.$")
+    with told, probed(str(tmp_path)) as (path, _):
+        Path(path).unlink()
 
 
 def test_a_storage_that_went_away_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
