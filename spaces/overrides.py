@@ -227,7 +227,7 @@ def _widened(domain: Domain, value: Any) -> Domain:
 
 
 def unread_words(space: SearchSpace) -> list[str]:
-    """Return a line for each parameter that is searched and that no trial reads, and on a grid's cells that are alike."""
+    """Return lines on the parameters that are searched and that no trial reads, and on cells of a grid that repeat."""
     lines = []
     for name in (parameter.name for parameter in space.parameters):
         parent = "use_lora" if name.startswith("lora_") else "lr_schedule"

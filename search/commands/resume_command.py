@@ -71,7 +71,7 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
 
 def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:
     learned = read_warm_start(study)
-    found = differences(document, settings, options, warm_start=learned and learned.source)
+    found = differences(document, settings, options, warm_start=learned.source if learned else None)
     if found:
         raise UserError(
             f"study {study.name} was planned with other settings: {'; '.join(found)}. Unset it to go on with the study "

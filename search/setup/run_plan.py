@@ -28,7 +28,7 @@ from trainable.errors import MachineError, count_words
 from trainable.rows import ENDINGS, Start
 
 if TYPE_CHECKING:
-    from search.tune.workload import Workload
+    from search.tune.optuna_searcher import TrialSearcher
 
 
 @contextmanager
@@ -103,24 +103,22 @@ def run_plan(
         view.say(f"study {shown(study.path)}: starting Ray ...")
         # These imports take seconds, in which a signal is heard.
         from search.tune.engine import run_study
-        from search.tune.workload import list_workload
+        from search.tune.optuna_searcher import ListSearcher
 
-        if runs is None:
-            work = _search_left(plan, ledger)
-        else:
-            work = list_workload(runs, baseline=plan.baseline, milestones=plan.milestones)
-        ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
+        searcher = _search_left(plan, ledger) if runs is None else ListSearcher(runs, plan.milestones)
+        ended = sum(row["status"] in ENDINGS for row in ledger.trials() if searcher.includes(row))
         at_most = " at most" if plan.space is not None and plan.space.ends_early else ""
         view.follow(
-            work.includes,
+            searcher.includes,
             noun=f"trials{at_most}" if again is None else "runs",
-            planned=ended + work.trials_count,
-            full_length=not work.searcher.log.rung_tokens,
+            planned=ended + searcher.trials_left,
+            full_length=not searcher.log.rung_tokens,
         )
         run_study(
             study,
-            work,
+            searcher,
             plan.loaded.spec,
+            baseline=plan.baseline,
             slots=plan.slots,
             ledger=ledger,
             view=view,
@@ -128,18 +126,18 @@ def run_plan(
             callbacks=mirror_callbacks(plan.options, view, plan.space),
             again=again or f"make resume STUDY={study.name}",
         )
-        if (end := work.searcher.log.early_end) is not None:
+        if (end := searcher.log.early_end) is not None:
             early = {"trials_planned": end.trials, "early_end": asdict(end)}
             write_document(study.study_json, {**plan.document, **early})
-        elif work.searcher.exhausted:
+        elif searcher.exhausted:
             # Or the next step would be to go on with it for ever.
-            ended_at = {"trials_planned": len(work.searcher.log.trials), "exhausted": True}
+            ended_at = {"trials_planned": len(searcher.log.trials), "exhausted": True}
             write_document(study.study_json, {**plan.document, **ended_at})
     return interrupts.code
 
 
-def _search_left(plan: Plan, ledger: Ledger) -> "Workload":
-    from search.tune.workload import space_workload
+def _search_left(plan: Plan, ledger: Ledger) -> "TrialSearcher":
+    from search.tune.optuna_searcher import SpaceSearcher
 
     assert plan.space is not None
     rows = ledger.trials()
@@ -150,7 +148,7 @@ def _search_left(plan: Plan, ledger: Ledger) -> "Workload":
         other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
         warm_start=plan.warm_start,
     )
-    return space_workload(plan.space, history)
+    return SpaceSearcher(plan.space, history)
 
 
 def _with_start(plan: Plan, view: StudyView) -> Plan:

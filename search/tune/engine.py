@@ -31,12 +31,12 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import INTERRUPTED, TERMINATED, Interrupts
 from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
-from search.tune.optuna_searcher import OBJECTIVE
+from search.tune.optuna_searcher import OBJECTIVE, TrialSearcher
 from search.tune.recorder import StudyRecorder, oom_counter_of
 from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
-from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.config import TrialConfig
 from trainable.data.node_cache import share_inputs
 from trainable.errors import MachineError, UserError, count_words, full_reason
 from trainable.ray_trainable import SearchTrial
@@ -54,9 +54,10 @@ BEST_KEPT = 3
 
 def run_study(
     study: Study,
-    work: Workload,
+    searcher: TrialSearcher,
     spec: RunSpec,
     *,
+    baseline: TrialConfig,
     slots: Slots,
     ledger: Ledger,
     view: StudyView,
@@ -64,12 +65,14 @@ def run_study(
     callbacks: Sequence[Callback],
     again: str,
 ) -> None:
-    """Run the workload's trials into `study`; again: the command that goes on with them.
+    """Run the searcher's trials into `study`; again: the command that goes on with them.
+
+    baseline: runs of it, on any seed, are ended by a non-finite loss alone.
 
     After a signal it returns too, with the running trials marked interrupted. Raises UserError when the study can no
     longer be written, and MachineError when Ray does not start or ends; what was measured until then is kept.
     """
-    log = work.searcher.log
+    log = searcher.log
     attempts = load_attempts(study)
     root, pruned = checkpoint_root(study, slots.storage), set[int]()
     prune = partial(prune_checkpoints, root, ledger, attempts, best_kept=best_kept_of(study.document()))
@@ -78,7 +81,7 @@ def run_study(
         log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
-        planned_run=work.planned_run,
+        planned_run=searcher.planned_run,
         on_ended=lambda trial_id: prune(pruned, saving=trial_id),
         evaluation_timeout_s=slots.evaluation_timeout_s,
         # On other machines only Ray knows how a worker died.
@@ -98,7 +101,7 @@ def run_study(
         with running_ray(slots, view.say) as logs:
             shared = {
                 **_shared_by_trials(spec, slots),
-                "baseline": asdict(work.baseline),
+                "baseline": asdict(baseline),
                 "leave_path": leave_path,
                 # Trackers keep a trial's config, and the URI may hold a password.
                 "checkpoint_root": SecretStr(root),
@@ -118,10 +121,10 @@ def run_study(
                     config=shared,
                     metric=OBJECTIVE,
                     mode="min",
-                    search_alg=work.searcher,
+                    search_alg=searcher,
                     scheduler=TokenASHA(log),
                     callbacks=[recorder, *followers, *callbacks, watch, leave],
-                    num_samples=work.trials_count,
+                    num_samples=searcher.trials_left,
                     max_concurrent_trials=slots.count,
                     # On a cluster a trial may get the worker of a lost node, and Tune does not retry one that fails
                     # in its reset.
@@ -147,7 +150,7 @@ def run_study(
             mirror.close()
         # A worker that is killed while it saves leaves a temporary file.
         remove_unfinished(study.path / CHECKPOINTS)
-    if work.searcher.exhausted:
+    if searcher.exhausted:
         view.say(
             "the search is over: every other configuration has been run, or is as large as one that ran out of memory"
         )

@@ -5,7 +5,7 @@ The kernel's count of out-of-memory kills in a worker's cgroup tells such a deat
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -41,7 +41,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     ledger: Ledger
     log: TrialLog
     view: StudyView
-    planned_run: Callable[[Mapping[str, Any]], PlannedRun]
+    planned_run: Callable[[int], PlannedRun]
     checkpoints_of: Callable[[int], CheckpointStore]
     on_ended: Callable[[int], None]
     evaluation_timeout_s: float
@@ -64,7 +64,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         if trial_id not in self._oom_kills_before:
             self._note_oom_kills(trial_id, pid=None)
         with self._kept():
-            self.ledger.start_trial(self.planned_run(trial.config), started_at=datetime.now(UTC))
+            self.ledger.start_trial(self.planned_run(trial_id), started_at=datetime.now(UTC))
             eval_steps = [step for _, step in trial.config["milestones"]]
             self.checkpoints_of(trial_id).forget_after(self.ledger.known_steps(trial_id, eval_steps))
         self.view.refresh()

@@ -14,9 +14,8 @@ from ray.tune.search import Searcher
 from results.study.planned_run import PlannedRun
 from search.tune.asha import TokenASHA
 from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
-from search.tune.optuna_searcher import SamplerView, SpaceSearcher, told_as
+from search.tune.optuna_searcher import ListSearcher, SamplerView, SpaceSearcher, told_as
 from search.tune.trial_log import TrialLog
-from search.tune.workload import list_workload, space_workload
 from spaces.budget import Budget
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
@@ -60,7 +59,10 @@ def propose_one(searcher: SpaceSearcher, number: int) -> dict[str, Any]:
 
 
 def make_searcher(space: SearchSpace, *, seed: int = 0, history: History = NO_HISTORY) -> SpaceSearcher:
-    return SpaceSearcher(space, TrialLog(history.trials), seed=seed, history=history)
+    searcher = SpaceSearcher(replace(space, baseline=replace(space.baseline, seed=seed)), history)
+    # Without rungs: what is known of a trial before its end is another test's.
+    searcher.log = TrialLog(history.trials)
+    return searcher
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
@@ -243,7 +245,7 @@ def test_a_list_is_handed_out_in_order_and_then_is_finished() -> None:
         for trial_id, config in ((7, DOCUMENTED), (9, BEFORE))
     ]
     budget = Budget(tokens=8192)
-    searcher = list_workload(runs, baseline=DOCUMENTED, milestones=lambda one: budget.milestones(one, (8192,))).searcher
+    searcher = ListSearcher(runs, lambda one: budget.milestones(one, (8192,)))
     nothing_else = {"point": None, "refusal": None}
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert first == {"trial_id": 7, "trial": asdict(DOCUMENTED), "milestones": ((8192, 2),), **nothing_else}
@@ -290,8 +292,8 @@ class Life:
         return space_from_tables(tables, name="small", path="small.toml")
 
     def begin(self, history: History) -> None:
-        workload = space_workload(self.space, history)
-        self.searcher, self.log = workload.searcher, workload.searcher.log
+        self.searcher = SpaceSearcher(self.space, history)
+        self.log = self.searcher.log
         self.scheduler = TokenASHA(self.log)
 
     def die(self) -> None:
@@ -454,9 +456,9 @@ def test_one_that_was_cut_off_and_is_stopped_before_its_turn_is_not_run_nor_repl
     baseline, first, second = (known(one, "interrupted") for one in proposals)
     rungs = [(tokens, 5.0) for tokens in space.rung_tokens()]
     trials = [replace(baseline, status="completed"), replace(first, losses=()), replace(second, losses=tuple(rungs))]
-    workload = space_workload(space, History(trials=trials))
-    searcher, log = workload.searcher, workload.searcher.log
-    assert workload.trials_count == 2
+    searcher = SpaceSearcher(space, History(trials=trials))
+    log = searcher.log
+    assert searcher.trials_left == 2
     assert searcher.suggest("t") == proposals[1]
     log.evaluate(1, space.rung_tokens()[0], 4.0)
     assert log.take_stops() == [2]
@@ -618,8 +620,8 @@ def test_a_search_with_no_shape_left_is_over() -> None:
 
 def test_a_proposal_waits_for_what_it_is_made_from_and_for_nothing_else() -> None:
     """The first rung, or the end before it, of all numbered eight before and more; the end of those 24 before."""
-    workload = space_workload(make_space("random", trials=40))
-    searcher, log = workload.searcher, workload.searcher.log
+    searcher = SpaceSearcher(make_space("random", trials=40))
+    log = searcher.log
     for number in range(8):
         assert isinstance(searcher.suggest("t"), dict), number
     assert searcher.suggest("t") is None

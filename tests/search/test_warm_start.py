@@ -23,7 +23,7 @@ from search.tune.history import (
     read_warm_start,
     warm_start_from,
 )
-from search.tune.workload import space_workload
+from search.tune.optuna_searcher import SpaceSearcher
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 from tests.documents import sound_document
@@ -237,11 +237,11 @@ def searched(space: SearchSpace, draw: random.Random, history: History = NO_HIST
 
     A loss falls with the share of the budget, so that at the same tokens it is higher in a study of a larger one.
     """
-    workload = space_workload(space, history)
-    log = workload.searcher.log
+    searcher = SpaceSearcher(space, history)
+    log = searcher.log
     scheduler = TokenASHA(log)
     while len(log.trials) < space.trials:
-        proposal = workload.searcher.suggest("any")
+        proposal = searcher.suggest("any")
         assert isinstance(proposal, dict)
         number, config = proposal["trial_id"], TrialConfig(**proposal["trial"])
         best = abs(math.log10(config.learning_rate) + 2.5) + draw.gauss(0, 0.05)

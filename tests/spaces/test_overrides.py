@@ -255,7 +255,7 @@ def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
 
 
 def test_the_cells_of_a_grid_that_are_alike_are_said(make_space: MakeSpace) -> None:
-    cells = {"lr_schedule": {"choice": ["constant", "linear"]}, "warmup_steps": {"choice": [0, 1, 2]}}
+    cells: dict[str, Any] = {"lr_schedule": {"choice": ["constant", "linear"]}, "warmup_steps": {"choice": [0, 1, 2]}}
     told = "2 of the grid's 6 cells repeat another one: they differ only in what is not read there. A `when` leaves"
     [line] = unread_words(make_space(cells, searcher={"name": "grid"}, trials=None))
     assert line.startswith(told)
