@@ -113,25 +113,25 @@ class TableMirror:
 
     def copy_if_due(self, *, at_once: bool = False) -> None:
         """Start copying what has changed, unless a copy is under way or, without at_once, the last one is recent."""
-        if self._copying is not None:
-            if not self._copying.done():
-                return
-            self._end_copy(self._copying)
+        if self._copying is not None and not self._copying.done():
+            return
+        self._end_copy()
         if at_once or time.monotonic() - self._copied_at >= INTERVAL_S:
             self._copied_at = time.monotonic()
             self._copying = self._thread.submit(self._copy)
 
     def close(self) -> None:
         """Copy what has changed, and return when that is done."""
-        if self._copying is not None:
-            self._end_copy(self._copying)
-        self._end_copy(self._thread.submit(self._copy))
-        self._end_copy(self._thread.submit(self._remove_mark))
+        for last in (self._copy, self._remove_mark):
+            self._end_copy()
+            self._copying = self._thread.submit(last)
+        self._end_copy()
         self._thread.shutdown()
 
-    def _end_copy(self, copying: Future[None]) -> None:
+    def _end_copy(self) -> None:
         try:
-            copying.result()
+            if self._copying is not None:
+                self._copying.result()
         except (OSError, UserError) as error:
             if not self._told:
                 self.say(f"STORAGE={self.storage} is behind, the study itself is up to date: {full_reason(error)}")

@@ -18,9 +18,8 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
-from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
-from search.setup.run_plan import cost_words, held, run_plan
+from search.setup.run_plan import checked, cost_words, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
@@ -56,8 +55,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
             question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
-    check_preflight(preflight_of(plan), options, terminal)
-    with held(plan) as plan:
+    with checked(plan, terminal) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
 
 

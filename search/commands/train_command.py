@@ -155,7 +155,7 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         f"{config_words(asdict(config))}, {count_words(config.training_steps, 'step')}, seed {config.seed}",
     ]
     unread = [variable_of(name) for name in THE_RATE if not config.reads(name)]
-    if unread := [variable for variable in unread if variable in plan.options.typed]:
+    if unread := [name for name in unread if name in plan.options.typed]:
         lines.append(f"note: LR_SCHEDULE={config.lr_schedule} does not read {list_words(unread)}")
     if plan.checkpoint is not None:
         lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=spec.corpus.fingerprint)

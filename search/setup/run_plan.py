@@ -126,13 +126,10 @@ def run_plan(
             callbacks=mirror_callbacks(plan.options, view, plan.space),
             again=again or f"make resume STUDY={study.name}",
         )
-        if (end := searcher.log.early_end) is not None:
-            early = {"trials_planned": end.trials, "early_end": asdict(end)}
-            write_document(study.study_json, {**plan.document, **early})
-        elif searcher.exhausted:
+        if (end := searcher.log.early_end) is not None or searcher.exhausted:
             # Or the next step would be to go on with it for ever.
-            ended_at = {"trials_planned": len(searcher.log.trials), "exhausted": True}
-            write_document(study.study_json, {**plan.document, **ended_at})
+            why = {"early_end": asdict(end)} if end else {"exhausted": True}
+            write_document(study.study_json, {**plan.document, "trials_planned": len(searcher.log.trials), **why})
     return interrupts.code
 
 
