@@ -142,8 +142,7 @@ def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
     """Run the space with a larger budget, as a new study that learns from this one: their losses do not compare."""
-    file, budget = document["space"], budget_of(document)
-    larger = budget.asked(settings.budget_tokens, settings.device_s)
+    file, larger = document["space"], budget_of(document).asked(settings.budget_tokens, settings.device_s)
     name = f"{study.name}-{short_budget_words(larger)}"
     if options.trials is not None:
         asked = AUTO if options.trials == AUTO else options.trials_after(document["trials_planned"])
@@ -159,6 +158,6 @@ def _at_larger_budget(
             notes=[incomparable],
             progress=progress,
             warm_start=study,
-            speeds=budget.speeds,
+            timed=document,
         )
     return run_new(plan, terminal)

@@ -176,7 +176,7 @@ def preflight_of(plan: Plan) -> Preflight:
         largest=plan.largest,
         runs=slots.count_on_device,
         memory_frac=slots.memory_frac,
-        room=CheckpointRoom(folder=local_folder(slots.storage or str(studies_dir())), count=count),
+        room=CheckpointRoom(folder=local_folder(plan.options.storage or str(studies_dir())), count=count),
     )
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @contextmanager
 def held(plan: Plan) -> Iterator[Plan]:
     """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
-    storage = plan.slots.storage
+    storage = plan.options.storage
     if plan.is_new:
         claim = partial(claim_name, storage=storage) if storage else None
         # A name that the program made is numbered where it was taken in the meantime.
@@ -120,6 +120,7 @@ def run_plan(
             plan.loaded.spec,
             baseline=plan.baseline,
             slots=plan.slots,
+            options=plan.options,
             ledger=ledger,
             view=view,
             interrupts=interrupts,

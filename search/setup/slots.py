@@ -59,9 +59,6 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
         idle_cores=(max(0, idle) if threads is None else min(0, idle)) if is_ours_alone else 0,
         address=loaded.cluster.address if loaded.cluster else None,
         device=info.type if loaded.cluster else None,
-        storage=options.storage,
-        checkpoint_interval_s=float(options.checkpoint_interval_s),
-        evaluation_timeout_s=float(options.evaluation_timeout_s),
     )
 
 

@@ -27,6 +27,7 @@ from results.study.lock import remove_unfinished
 from results.winner import find_winner
 from search.cluster.node_watch import MirrorTables, NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
+from search.options import Options
 from search.terminal.live_view import StudyView
 from search.terminal.signals import INTERRUPTED, TERMINATED, Interrupts
 from search.tune.asha import TokenASHA
@@ -59,6 +60,7 @@ def run_study(
     *,
     baseline: TrialConfig,
     slots: Slots,
+    options: Options,
     ledger: Ledger,
     view: StudyView,
     interrupts: Interrupts,
@@ -74,7 +76,7 @@ def run_study(
     """
     log = searcher.log
     attempts = load_attempts(study)
-    root, pruned = checkpoint_root(study, slots.storage), set[int]()
+    root, pruned = checkpoint_root(study, options.storage), set[int]()
     prune = partial(prune_checkpoints, root, ledger, attempts, best_kept=best_kept_of(study.document()))
     recorder = StudyRecorder(
         ledger,
@@ -83,14 +85,14 @@ def run_study(
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
         planned_run=searcher.planned_run,
         on_ended=lambda trial_id: prune(pruned, saving=trial_id),
-        evaluation_timeout_s=slots.evaluation_timeout_s,
+        evaluation_timeout_s=options.evaluation_timeout_s,
         # On other machines only Ray knows how a worker died.
         oom_counter_of=oom_counter_of if slots.address is None else lambda _: None,
     )
     # The last process may have died between a verdict and its row.
     recorder.end_late_stops()
     scratch = study.path / "ray"
-    mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
+    mirror = TableMirror(study, options.storage, view.say) if options.storage else None
     followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
     followers += [NodeWatch(view)] if slots.address else []
     # Workers on other nodes could not see the file: they lose at most CHECKPOINT_INTERVAL_S.
@@ -100,7 +102,7 @@ def run_study(
     try:
         with running_ray(slots, view.say) as logs:
             shared = {
-                **_shared_by_trials(spec, slots),
+                **_shared_by_trials(spec, slots, options),
                 "baseline": asdict(baseline),
                 "leave_path": leave_path,
                 # Trackers keep a trial's config, and the URI may hold a password.
@@ -262,17 +264,18 @@ def rays_own_faults(again: str) -> Iterator[None]:
         raise UserError(storage_fault_words(error, again=again)) from None
 
 
-def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:
+def _shared_by_trials(spec: RunSpec, slots: Slots, options: Options) -> dict[str, Any]:
     """Return what every trial is given; on a cluster with copies of the inputs in STORAGE. Raises UserError."""
+    storage = options.storage
     try:
-        inputs = share_inputs(spec, slots.storage) if slots.address and slots.storage else None
+        inputs = share_inputs(spec, storage) if slots.address and storage else None
     except OSError as error:
-        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {full_reason(error)}.") from None
+        raise UserError(f"STORAGE={storage}: the inputs cannot be copied there: {full_reason(error)}.") from None
     return {
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": inputs,
-        "checkpoint_interval_s": slots.checkpoint_interval_s,
-        "evaluation_timeout_s": slots.evaluation_timeout_s,
+        "checkpoint_interval_s": options.checkpoint_interval_s,
+        "evaluation_timeout_s": options.evaluation_timeout_s,
         "threads": slots.threads,
         "memory_frac": slots.memory_frac,
     }

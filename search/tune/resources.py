@@ -16,24 +16,18 @@ SHARES_A_GPU = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """How many trials run at the same time, what each gets, and how each is kept."""
+    """How many trials run at the same time, and what each gets."""
 
     count: int
     threads: int
     """CPU threads of one trial."""
     gpu_frac: float
     """Share of a GPU of one trial; 0 on a CPU and on MPS."""
-    checkpoint_interval_s: float = 60.0
-    """A running trial is saved after this many seconds of training."""
     address: str | None = None
     """Of an existing Ray cluster; None starts one on this machine."""
     device: str | None = None
     """The device of a cluster's workers; None for the RunSpec's."""
     on_mps: bool = False
-    storage: str | None = None
-    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
-    evaluation_timeout_s: float = 3600.0
-    """A trial counts as hung after this time without an evaluation, and ten times what its first steps predict."""
     idle_cores: int = 0
     """Of this machine, where the user set CONCURRENCY and left THREADS to us; below 0 the cores that THREADS lacks."""
 

@@ -163,14 +163,7 @@ def test_what_is_measured_is_the_largest_configuration_with_its_context_and_rese
     monkeypatch.setattr("trainable.device.speed_probe.probe", probe)
     monkeypatch.setattr("trainable.device.device_memory.memory_bytes", lambda device_type: 16 << 30)
     loaded: Any = SimpleNamespace(device_info=DeviceInfo(type="cuda", name="a GPU", count=1), cluster=None, spec=None)
-    options: Any = SimpleNamespace(
-        concurrency="auto",
-        threads=None,
-        storage=None,
-        gpu_fraction=1.0,
-        checkpoint_interval_s=60,
-        evaluation_timeout_s=60,
-    )
+    options = parse_options({"CONCURRENCY": "auto"})
     largest = TrialConfig(batch_size=64, block_size=512)
     progress: Any = lambda what, done: None  # noqa: E731
     # Two of 5 GiB fit into 16, four do not.
