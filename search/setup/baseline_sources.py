@@ -15,6 +15,7 @@ from results.study.folder import LATEST, Study, find_study, list_studies, open_s
 from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
+from search.option_names import as_variable
 from search.options import KNOWN, check_lora, parse_options, with_default_warmup
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, check_links, checkpoint_folders, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
@@ -142,7 +143,7 @@ def _of_env(where: str, path: Path) -> _Read:
             texts[name] = text
     unknown = [name for name in texts if name not in KNOWN]
     for name in unknown:
-        near = did_you_mean(name, ENV_NAMES)
+        near = did_you_mean(as_variable(name), ENV_NAMES)
         if "Did you mean" in near:
             raise UserError(f"{where}: there is no variable {name!r}.{near}")
     # Not the others: the new study has its own model, text and folders.
@@ -200,10 +201,12 @@ def _of_trainer(where: str, path: Path) -> _Read:
         other = f"one of those in it, such as {inside[-1]}" if inside else "another folder"
         raise UserError(f"{where} is not a Trainer's checkpoint-N: it has no trainer_state.json. Name {other}.")
     state = state or {}
+    # In the arguments -1 means as many as the epochs take, which only the state says.
+    steps = state.get("max_steps") or max(0, arguments.get("max_steps", 0)) or None
     values: dict[str, Any] = {
-        "batch_size": state.get("train_batch_size") or arguments.get("per_device_train_batch_size")
+        "batch_size": state.get("train_batch_size") or arguments.get("per_device_train_batch_size"),
+        "training_steps": steps,
     }
-    values["training_steps"] = steps = state.get("max_steps") or arguments.get("max_steps")
     left: list[str] = []
     if arguments:
         for name in ("learning_rate", "weight_decay", "seed", "gradient_accumulation_steps", "max_grad_norm"):
@@ -214,7 +217,8 @@ def _of_trainer(where: str, path: Path) -> _Read:
             values |= {"lr_schedule": LR_SCHEDULES_OF_TRAINER[schedule], "min_lr_frac": 0.0}
             asked = arguments.get("warmup_steps") or arguments.get("warmup_ratio") or 0
             # Below 1 it is a share of the run, in warmup_steps too since transformers 5.
-            values["warmup_steps"] = math.ceil(asked * (steps or 0)) if asked < 1 else int(asked)
+            whole = steps or DOCUMENTED.training_steps
+            values["warmup_steps"] = math.ceil(asked * whole) if asked < 1 else int(asked)
         else:
             left.append(f"lr_scheduler_type {schedule}")
         optimizer = str(arguments.get("optim", "adamw"))

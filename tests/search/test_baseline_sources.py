@@ -67,6 +67,7 @@ def test_an_env_file_is_read_as_a_shell_would(env: Callable[[str], str]) -> None
     ("text", "message"),
     [
         ("LEARNING_RAET=3e-5", "there is no variable 'LEARNING_RAET'. Did you mean 'LEARNING_RATE'?"),
+        ("BATCH_SIZE=8 LR=3e-5", "there is no variable 'LR'. Did you mean 'LEARNING_RATE'?"),
         ("LEARNING_RATE=fast", "LEARNING_RATE='fast' is not a number"),
         ("BATCH_SIZE=0", "batch_size (BATCH_SIZE) is 0"),
         ("BATCH_SIZE=$N", "line 1: BATCH_SIZE refers to another variable, which is not followed. Write its value."),
@@ -240,6 +241,13 @@ def test_without_its_arguments_a_trainers_state_still_says_something(trainer_fol
     assert baseline.config.learning_rate == pytest.approx(4e-5)
     assert any("a rate that changes, without saying by which schedule" in note for note in baseline.notes)
     assert read_baseline(str(folder / "trainer_state.json")).config == baseline.config
+
+
+def test_a_model_that_a_trainer_saved_after_epochs_says_no_steps_and_the_warm_ups_share(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), lr_scheduler_type="cosine", warmup_steps=0.03, use_cpu=True)
+    torch.save(arguments, tmp_path / "training_args.bin")
+    config = read_baseline(str(tmp_path)).config
+    assert (config.training_steps, config.warmup_steps) == (DOCUMENTED.training_steps, 60)
 
 
 def test_another_export_is_refused_with_what_takes_it(tmp_path: Path) -> None:
