@@ -66,7 +66,7 @@ def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
     # Not wrapped by rich, which breaks a word that is longer than the screen: a path must stay whole to be copied.
     at = 0
     whole = TextWrapper(
-        console.width - indent,
+        max(1, console.width - indent),
         expand_tabs=False,
         replace_whitespace=False,
         break_long_words=False,
