@@ -45,8 +45,8 @@ def held(plan: Plan) -> Iterator[Plan]:
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if not plan.is_new:
-            # Another command may have held the study while this one prepared.
-            plan = replace(plan, document=plan.study.document())
+            # Another command may have held the study while this one prepared. A STORAGE may be new to it.
+            plan = replace(plan, document={**plan.document, **plan.study.document()})
         try:
             yield plan
         except MachineError:

@@ -95,6 +95,8 @@ def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp
         f"saved in {study.path}/checkpoints"
     )
     assert device.startswith("the study ran on cuda (a GPU) and goes on on cpu (")
+    with held(reopened(f"STORAGE={storage}")) as again:
+        assert again.document == {**document, "storage": str(storage)}
 
 
 def test_tensorboard_goes_on_by_itself_and_no_other_tracker(plan_of: MakePlan, tmp_path: Path) -> None:
