@@ -7,7 +7,7 @@ from results.attribution.attribution_runs import Question, attribution_losses, m
 from results.attribution.attribution_values import to_json, write_attribution
 from results.attribution.sentences import did_it_words, render
 from results.confirmation.attempt import load_attempts
-from results.study.folder import Study, check_has_baseline, find_study, studies_dir
+from results.study.folder import Study, check_has_baseline, check_studies_dir, find_study, studies_dir
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -23,6 +23,7 @@ from search.setup.run_plan import checked, cost_words, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
+from search.trackers.trackers import check_mirrors
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
 from trainable.errors import UserError, count_words
@@ -88,6 +89,8 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         "seed": question.before.seed,
         "trials_planned": len(configs) * (options.seeds or DEFAULT_SEEDS),
     }
+    check_studies_dir()
+    check_mirrors(options, progress, new_study=None, searches=False)
     loaded = load_for(asked, options, progress)
     check_fit(loaded, configs)
     return planned(Study(studies_dir() / name), asked, loaded, progress, configs=configs)

@@ -39,10 +39,7 @@ def reopen(
         check_unheld(study, options.storage)
     winner_of(study)
     document = study.document()
-    if space is None:
-        # An Optuna storage takes a search's trials alone.
-        options = options.model_copy(update={"optuna_storage": None})
-    check_mirrors(options, progress, new_study=None)
+    check_mirrors(options, progress, new_study=None, searches=space is not None)
     loaded = load_inputs_of(study, with_tensorboard_of(study, options), progress, joins=True)
     notes = list(_places_changed(study, document, loaded))
     warm_start = read_warm_start(study) if space is not None else None

@@ -104,8 +104,8 @@ def test_tensorboard_goes_on_by_itself_and_no_other_tracker(plan_of: MakePlan, t
     with held(plan_of("STUDY=told", f"OPTUNA_STORAGE={path}", "TENSORBOARD=1")) as plan:
         study = plan.study
 
-    def trackers(*words: str, space: SearchSpace | None = plan.space) -> tuple[str | None, bool]:
-        again = reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=space).options
+    def trackers(*words: str) -> tuple[str | None, bool]:
+        again = reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=plan.space).options
         return again.optuna_storage, again.tensorboard
 
     assert trackers() == (None, False)
@@ -113,8 +113,6 @@ def test_tensorboard_goes_on_by_itself_and_no_other_tracker(plan_of: MakePlan, t
     assert trackers() == (None, True)
     assert trackers("TENSORBOARD=0") == (None, False)
     assert trackers(f"OPTUNA_STORAGE={path}") == (f"sqlite:///{path}", True)
-    # An Optuna storage takes a search's trials alone.
-    assert trackers(f"OPTUNA_STORAGE={path}", space=None) == (None, True)
 
 
 def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:
