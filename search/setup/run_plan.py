@@ -25,7 +25,7 @@ from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
 from search.tune.history import WARM_START_JSON, History, known_trials
 from trainable.errors import MachineError, count_words
-from trainable.rows import ENDINGS, Start
+from trainable.rows import Start
 
 if TYPE_CHECKING:
     from search.tune.optuna_searcher import TrialSearcher
@@ -106,12 +106,11 @@ def run_plan(
         from search.tune.optuna_searcher import ListSearcher
 
         searcher = _search_left(plan, ledger) if runs is None else ListSearcher(runs, plan.milestones)
-        ended = sum(row["status"] in ENDINGS for row in ledger.trials() if searcher.includes(row))
         at_most = " at most" if plan.space is not None and plan.space.ends_early else ""
         view.follow(
-            searcher.includes,
+            None if runs is None else [run.trial_id for run in runs],
             noun=f"trials{at_most}" if again is None else "runs",
-            planned=ended + searcher.trials_left,
+            left=searcher.trials_left,
             full_length=not searcher.log.rung_tokens,
         )
         run_study(

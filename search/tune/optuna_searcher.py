@@ -80,10 +80,6 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         """Return a suggested trial as a run with its purpose."""
         raise NotImplementedError
 
-    def includes(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row of the study's table is one of these trials."""
-        raise NotImplementedError
-
     def _is_ready(self) -> bool:
         """Return whether the results that the next proposal needs are in."""
         return True
@@ -114,10 +110,6 @@ class ListSearcher(TrialSearcher):
     def planned_run(self, trial_id: int) -> PlannedRun:
         """Return the run."""
         return self._runs[trial_id]
-
-    def includes(self, row: Mapping[str, Any]) -> bool:
-        """Return whether the row is of one of the runs."""
-        return row["trial_id"] in self._runs
 
 
 class SpaceSearcher(TrialSearcher):
@@ -161,10 +153,6 @@ class SpaceSearcher(TrialSearcher):
         return PlannedRun(
             trial_id=trial_id, config=trial.config, purpose="search", is_baseline=is_baseline, point=trial.point
         )
-
-    def includes(self, row: Mapping[str, Any]) -> bool:
-        """Return whether the row is of a trial of the search."""
-        return bool(row["purpose"] == "search")
 
     def _before(self) -> tuple[int, list[KnownTrial]]:
         """Return the number of the next proposal, and the search's trials numbered before it.
