@@ -137,17 +137,20 @@ def _of_env(where: str, path: Path) -> _Read:
         lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read as text: {reason(error)}. Name a .env file.") from None
+    # Not the others: the new study has its own model, text and folders.
+    taken = (*ENV_NAMES, "USE_LR_WARMUP")
     texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         for name, text in _assignments(f"{where} line {number}", line):
+            if name in taken and ("$" in text or "`" in text):
+                refers = f"{name} refers to another variable, which is not followed. Write its value."
+                raise UserError(f"{where} line {number}: {refers}")
             texts[name] = text
     unknown = [name for name in texts if name not in KNOWN]
     for name in unknown:
         near = did_you_mean(as_variable(name), ENV_NAMES)
         if "Did you mean" in near:
             raise UserError(f"{where}: there is no variable {name!r}.{near}")
-    # Not the others: the new study has its own model, text and folders.
-    taken = (*ENV_NAMES, "USE_LR_WARMUP")
     try:
         options = parse_options({name: text for name, text in texts.items() if name in taken and text})
         values = options.explicit_hyperparameters()
@@ -171,8 +174,6 @@ def _assignments(where: str, line: str) -> list[tuple[str, str]]:
         name, equals, text = word.rstrip(";").partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"{where} is not NAME=value: {line.strip()[:60]!r}.")
-        if "$" in text or "`" in text:
-            raise UserError(f"{where}: {name} refers to another variable, which is not followed. Write its value.")
         found.append((name, text.strip()))
     return found
 

@@ -36,6 +36,7 @@ TRAINING_STEPS=4000;
 WEIGHT_DECAY=
 GPT2_MODEL_NAME=gpt2
 CUDA_VISIBLE_DEVICES=0
+DATA=$HOME/texts
 """
 
 
@@ -60,7 +61,7 @@ def test_an_env_file_is_read_as_a_shell_would(env: Callable[[str], str]) -> None
     first, missing, left = baseline.notes
     assert first.startswith(f"baseline {path}: batch 16 x block 256, LR 3.00e-05, warmup_cosine")
     assert "does not say grad_accum_steps 1, warmup_steps 400, grad_clip_norm 1, weight_decay 0.01" in missing
-    assert "also says GPT2_MODEL_NAME, CUDA_VISIBLE_DEVICES (not known)" in left
+    assert "also says GPT2_MODEL_NAME, CUDA_VISIBLE_DEVICES (not known), DATA (not known)" in left
 
 
 @pytest.mark.parametrize(
