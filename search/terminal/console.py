@@ -32,7 +32,7 @@ NARROWEST = 80
 """Columns in which no number of our tables is cut."""
 COMMAND = re.compile(
     r"""\bmake [a-z]+(?= '?[A-Z0-9_]+=[\w'"/~])"""
-    r"""(?: (?='?[A-Z0-9_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
+    r"""(?: (?='?[A-Z0-9_]+=)(?:'[^']*'|"[^"]*"|[^\s'"`])+(?<![.;:,]))+"""
 )
 """A command with its variables within a sentence."""
 NAMED = re.compile(
