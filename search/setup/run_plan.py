@@ -23,7 +23,7 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
-from search.tune.history import WARM_START_JSON, History, known_trials
+from search.tune.history import WARM_START_JSON, known_trials
 from trainable.errors import MachineError, count_words
 from trainable.rows import Start
 
@@ -140,12 +140,12 @@ def _search_left(plan: Plan, ledger: Ledger) -> "TrialSearcher":
     rows = ledger.trials()
     own = ranked_trials(rows)
     parts = read_part_losses(plan.study)
-    history = History(
+    return SpaceSearcher(
+        plan.space,
         trials=known_trials(own, ledger.metrics(), milestones=plan.milestones, part_losses=parts),
         other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
         warm_start=plan.warm_start,
     )
-    return SpaceSearcher(plan.space, history)
 
 
 def _with_start(plan: Plan, view: StudyView) -> Plan:

@@ -1,7 +1,7 @@
 """Searchers: an Optuna sampler asked through study.ask, a grid, or a list. They learn from their TrialLog alone."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from results.study.planned_run import PlannedRun
 from search.tune.early_end import LAG, early_end, is_early
-from search.tune.history import NO_HISTORY, History, KnownTrial
+from search.tune.history import KnownTrial, WarmStart
 from search.tune.rate_ladder import RATE, SIZES, ladder_points, narrowed, size_ends, sizes
 from search.tune.trial_log import TrialLog
 from spaces.budget import Milestones
@@ -117,11 +117,20 @@ class SpaceSearcher(TrialSearcher):
 
     A proposal depends on the seed, its place in the order, and results of the trials before it at fixed lags: it is the
     same on any number of slots, and after any kill and resume.
+
+    trials: the search's own so far. other_ids: the numbers of the study's other runs, such as confirmations.
     """
 
-    def __init__(self, space: SearchSpace, history: History = NO_HISTORY) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        trials: Sequence[KnownTrial] = (),
+        other_ids: Collection[int] = (),
+        warm_start: WarmStart | None = None,
+    ) -> None:
         log = TrialLog(
-            history.trials,
+            trials,
             rung_tokens=space.rung_tokens(),
             reduction_factor=space.scheduler.reduction_factor,
             baseline=space.baseline,
@@ -130,9 +139,9 @@ class SpaceSearcher(TrialSearcher):
         super().__init__(log, space.milestones, trials_left=space.trials - sum(trial.ended for trial in log.trials))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
-        self._other_ids = history.other_ids
-        self._baseline_id = next(number for number in count() if number not in history.other_ids)
-        warm_start = self._warm_start = history.warm_start
+        self._other_ids = other_ids
+        self._baseline_id = next(number for number in count() if number not in other_ids)
+        self._warm_start = warm_start
         self._is_grid = space.searcher == "grid"
         baseline = space.baseline_params()
         # Another study has shown already where the good rates are.

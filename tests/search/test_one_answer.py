@@ -25,7 +25,7 @@ from results.study.ledger import Ledger
 from search.terminal.live_view import StudyView
 from search.tune.asha import TokenASHA
 from search.tune.early_end import read_part_losses
-from search.tune.history import History, known_trials
+from search.tune.history import known_trials
 from search.tune.optuna_searcher import SpaceSearcher
 from search.tune.recorder import StudyRecorder
 from spaces.budget import Speeds
@@ -113,7 +113,7 @@ class Simulation:
             milestones=self.space.milestones,
             part_losses=read_part_losses(self.study),
         )
-        self.searcher = SpaceSearcher(self.space, History(trials=known))
+        self.searcher = SpaceSearcher(self.space, trials=known)
         self.scheduler = TokenASHA(self.searcher.log)
         console = Console(file=io.StringIO())
         view = StudyView(study=self.study, ledger=ledger, trials_planned=TRIALS, console=console)
