@@ -79,7 +79,6 @@ class StudyView:
 
     def __enter__(self) -> "StudyView":
         self._started_at = self._progress_line_at = time.monotonic()
-        self._budgets_before = sum(map(budget_frac, self._rows()))
         if self.console.is_interactive:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
