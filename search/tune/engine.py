@@ -25,7 +25,7 @@ from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import remove_unfinished
 from results.winner import find_winner
-from search.cluster.node_watch import MirrorTables, NodeWatch
+from search.cluster.node_watch import NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
 from search.options import Options
 from search.terminal.live_view import StudyView
@@ -88,13 +88,12 @@ def run_study(
         evaluation_timeout_s=options.evaluation_timeout_s,
         # On other machines only Ray knows how a worker died.
         oom_counter_of=oom_counter_of if slots.address is None else lambda _: None,
+        mirror=TableMirror(study, options.storage, view.say) if options.storage else None,
     )
     # The last process may have died between a verdict and its row.
     recorder.end_late_stops()
     scratch = study.path / "ray"
-    mirror = TableMirror(study, options.storage, view.say) if options.storage else None
-    followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
-    followers += [NodeWatch(view)] if slots.address else []
+    node_watch = [NodeWatch(view)] if slots.address else []
     # Workers on other nodes could not see the file: they lose at most CHECKPOINT_INTERVAL_S.
     leave_path = scratch / LEAVE if slots.address is None else None
     (scratch / LEAVE).unlink(missing_ok=True)
@@ -125,7 +124,7 @@ def run_study(
                     mode="min",
                     search_alg=searcher,
                     scheduler=TokenASHA(log),
-                    callbacks=[recorder, *followers, *callbacks, watch, leave],
+                    callbacks=[recorder, *node_watch, *callbacks, watch, leave],
                     num_samples=searcher.trials_left,
                     max_concurrent_trials=slots.count,
                     # On a cluster a trial may get the worker of a lost node, and Tune does not retry one that fails
@@ -148,8 +147,8 @@ def run_study(
         recorder.interrupt()
         shutil.rmtree(scratch, ignore_errors=True)
         prune()
-        if mirror is not None:
-            mirror.close()
+        if recorder.mirror is not None:
+            recorder.mirror.close()
         # A worker that is killed while it saves leaves a temporary file.
         remove_unfinished(study.path / CHECKPOINTS)
     if searcher.exhausted:

@@ -20,6 +20,7 @@ from rich.text import Text
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.cluster.node_watch import last_error
+from search.cluster.study_storage import TableMirror
 from search.terminal.live_view import StudyView
 from search.tune.early_end import write_part_losses
 from search.tune.trial_log import TrialLog
@@ -46,6 +47,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     on_ended: Callable[[int], None]
     evaluation_timeout_s: float
     oom_counter_of: Callable[[int | None], Path | None]
+    mirror: TableMirror | None = None
+    """The copy of the tables in STORAGE."""
     storage_error: OSError | None = None
     """Why the study could not be written; it ends the engine."""
     input_fault: tuple[str, str] | None = None
@@ -84,6 +87,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             if result["saved"]:
                 # Rows up to a checkpoint must be on disk before the next one is kept, or no checkpoint matches them.
                 self.ledger.flush()
+        if self.mirror is not None and result["saved"]:
+            # Another machine needs both to go on.
+            self.mirror.copy_if_due(at_once=True)
         for note in (*result["notes"], *self.ledger.take_notes()):
             self.view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
         self.view.refresh()
@@ -92,6 +98,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Flush the ledger when due: the next evaluation, which flushes too, may be hours away."""
         with self._kept():
             self.ledger.flush_if_due()
+        if self.mirror is not None:
+            self.mirror.copy_if_due()
         if self.log.early_end is not None:
             self.view.trials_planned = self.log.early_end.trials
         self.view.refresh()
