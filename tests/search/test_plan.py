@@ -82,7 +82,10 @@ def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp
     def reopened(*words: str) -> Plan:
         return reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=plan.space)
 
+    # Who reopens a study need not hold it, and whoever does may be writing.
+    (unfinished := study.path / ".x.tmp").touch()
     assert [*reopened().notes] == []
+    assert unfinished.exists()
     document = study.document()
     # A study from before has a list of its trackers, of which nothing is read any more.
     document["trackers"] = {"OPTUNA_STORAGE": "postgresql://***@host/db", "WANDB": "a/b"}
