@@ -260,12 +260,13 @@ def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: Searc
 
 def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     """Return the baseline at the largest sizes that the space can propose; several where one depends on another."""
-    lora = space.domain("use_lora")
-    # Gradients and moments of every weight.
-    whole: dict[str, Any] = {"use_lora": False} if lora is not None and False in lora.examples() else {}
+    # Gradients and moments of every weight, and activations in full precision.
+    most: dict[str, Any] = {"use_lora": False, "precision": "fp32"}
+    domains = {name: domain for name in most if (domain := space.domain(name)) is not None}
+    searched = {name: most[name] for name, domain in domains.items() if most[name] in domain.examples()}
     sizes = ("batch_size", "block_size", "lora_rank")
     return [
-        replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **whole)
+        replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **searched)
         for point in largest_points(space.parameters, sizes)
     ]
 

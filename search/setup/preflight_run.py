@@ -113,8 +113,8 @@ def record_path(preflight: "Preflight") -> Path:
         "settings": {
             spec.name: getattr(config, spec.name) for spec in fields(config) if spec.name not in WITHOUT_EFFECT
         },
-        # The baseline may train adapters, and the largest configuration every weight.
-        "largest": [largest.lora_rank, largest.lora_targets] if largest.use_lora else None,
+        # The baseline may train adapters in half precision, and the largest configuration every weight in full.
+        "largest": [largest.precision, largest.use_lora and [largest.lora_rank, largest.lora_targets]],
         "device": [loaded.spec.device, loaded.device_info.name, loaded.spec.gradient_checkpointing],
         "program": [_program(), version("torch"), version("transformers")],
     }

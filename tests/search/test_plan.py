@@ -26,6 +26,7 @@ from search.setup.run_plan import held
 from search.terminal.console import Preparing
 from search.tune.history import KnownTrial, WarmStart, read_warm_start
 from spaces.budget import Budget
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from tests.documents import sound_document
@@ -209,6 +210,19 @@ def test_a_baseline_plan_is_the_baseline_and_what_it_is_compared_with(plan_of: M
 def test_the_largest_configuration_is_that_of_the_space(space: str, batch: int, block: int) -> None:
     [largest] = largest_configs(load_space(space))
     assert (largest.batch_size, largest.block_size) == (batch, block)
+
+
+def test_the_largest_configuration_trains_every_weight_in_full_precision_where_a_trial_may(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text(
+        "trials = 3\nbudget.tokens = 409_600\nevaluation.tokens = 256\nbaseline.use_lora = true\n"
+        'baseline.precision = "bf16"\nsearch.use_lora.choice = [true, false]\n'
+        'search.precision.choice = ["bf16", "fp32"]\nsearch.learning_rate.log_uniform = [1e-6, 1e-2]\n'
+    )
+    [largest] = largest_configs(load_space(str(path)))
+    assert (largest.use_lora, largest.precision) == (False, "fp32")
+    [pinned] = largest_configs(with_overrides(load_space(str(path)), Settings(pins={"precision": "bf16"})))
+    assert pinned.precision == "bf16"
 
 
 def test_sizes_that_never_meet_are_not_the_largest_configuration(plan_of: MakePlan, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_neither_has_a_space_that_trains_every_weight_where_adapters_alone_were_
 ) -> None:
     adapters = looked_at(make_loaded(), TrialConfig(use_lora=True))
     write_record(record_path(adapters), RECORD)
-    for largest in (TrialConfig(), TrialConfig(use_lora=True, lora_rank=64)):
+    others: list[dict[str, Any]] = [{"use_lora": False}, {"lora_rank": 64}, {"precision": "bf16"}]
+    for changed in others:
+        largest = replace(adapters.config, **changed)
         assert read_record(record_path(replace(adapters, largest=largest))) is None
     assert read_record(record_path(replace(adapters, largest=TrialConfig(use_lora=True, batch_size=1)))) is not None
 
