@@ -254,7 +254,13 @@ def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: Searc
         configs = largest_configs(space)
     return max(
         configs or [baseline],
-        key=lambda one: (one.batch_size * one.block_size, one.block_size, not one.use_lora, one.lora_rank),
+        key=lambda one: (
+            one.batch_size * one.block_size,
+            one.block_size,
+            not one.use_lora,
+            one.precision == "fp32",
+            one.lora_rank,
+        ),
     )
 
 

@@ -242,7 +242,11 @@ def test_sizes_that_never_meet_are_not_the_largest_configuration(plan_of: MakePl
 def test_accumulation_makes_no_configuration_larger(plan_of: MakePlan) -> None:
     """Its micro-batches are in memory one at a time."""
     configs = [TrialConfig(batch_size=64), TrialConfig(batch_size=8, grad_accum_steps=16)]
-    assert replace(plan_of(), configs=configs).largest == configs[0]
+    plan = plan_of()
+    assert replace(plan, configs=configs).largest == configs[0]
+    # Of an attribution's combinations of the same size.
+    half = replace(configs[0], precision="bf16")
+    assert replace(plan, configs=[half, configs[0]]).largest == configs[0]
 
 
 def test_a_study_is_named_after_space_and_time_or_as_told(tmp_path: Path) -> None:
