@@ -28,8 +28,8 @@ class Slots:
     device: str | None = None
     """The device of a cluster's workers; None for the RunSpec's."""
     on_mps: bool = False
-    idle_cores: int = 0
-    """Of this machine, where the user set CONCURRENCY and left THREADS to us; below 0 the cores that THREADS lacks."""
+    notes: Sequence[str] = ()
+    """slot_notes()."""
 
     @property
     def count_on_device(self) -> int:
@@ -56,25 +56,30 @@ class Slots:
         """The machine's Ray resources besides CPUs and GPUs."""
         return {MPS: float(self.count)} if self.on_mps else {}
 
-    @property
-    def notes(self) -> list[str]:
-        """Lines for the user."""
-        if self.on_mps and self.count_on_device > 1:
-            return [
-                f"CONCURRENCY={self.count}: the trials take turns on the Mac's one GPU and share its memory. "
-                "Unset it for one at a time."
-            ]
-        # One thread each is what CONCURRENCY asks for by name.
-        if self.idle_cores < 0 and self.threads > 1:
-            cores = self.count * self.threads + self.idle_cores
-            return [f"THREADS={self.threads} on {count_words(cores, 'core')}: the threads wait for each other."]
-        if self.idle_cores < self.count:
-            return []
-        threads = self.threads + self.idle_cores // self.count
+
+def slot_notes(slots: Slots, cores: int | None, *, threads: int | None) -> list[str]:
+    """Return lines for the user.
+
+    cores: this machine's, where it alone trains and on its CPU; threads: those of a trial that the user asks for.
+    """
+    if slots.on_mps and slots.count_on_device > 1:
         return [
-            f"{self.idle_cores} of {self.idle_cores + self.count} cores stay idle. THREADS={threads} gives each trial "
-            f"{threads} threads, with which losses differ in their last digits."
+            f"CONCURRENCY={slots.count}: the trials take turns on the Mac's one GPU and share its memory. "
+            "Unset it for one at a time."
         ]
+    if cores is None:
+        return []
+    idle_cores = cores - slots.count * slots.threads
+    # One thread each is what CONCURRENCY asks for by name.
+    if threads is not None and threads > 1 and idle_cores < 0:
+        return [f"THREADS={threads} on {count_words(cores, 'core')}: the threads wait for each other."]
+    if threads is not None or idle_cores < slots.count:
+        return []
+    more = slots.threads + idle_cores // slots.count
+    return [
+        f"{idle_cores} of {cores} cores stay idle. THREADS={more} gives each trial {more} threads, with which losses "
+        "differ in their last digits."
+    ]
 
 
 def check_concurrency(concurrency: int | str | None, devices: int, kind: str = "CPU core") -> None:
