@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from results.model_card import model_row
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
@@ -227,7 +228,7 @@ def _tokens_of(study: Study) -> int:
 
 
 def fetch_checkpoint(study: Study, storage: str, trial_id: int) -> Path | None:
-    """Copy a trial's newest checkpoint from the storage into the study and return it, None where there is none.
+    """Copy a trial's newest whole checkpoint from the storage into the study and return it, None where there is none.
 
     Raises UserError.
     """
@@ -236,17 +237,19 @@ def fetch_checkpoint(study: Study, storage: str, trial_id: int) -> Path | None:
     files, root = files_at(below(checkpoint_root(study, storage), f"{trial_id}"))
     try:
         found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        name = max((one.base_name for one in found if one.base_name.startswith("step_")), default=None)
-        if name is None:
-            return None
-        path = study.checkpoint_dir(trial_id) / str(name)
-        write_whole(*files_at(str(path)), blocks_of(files, f"{root}/{name}"))
+        for name in sorted((one.base_name for one in found if one.base_name.startswith("step_")), reverse=True):
+            path = study.checkpoint_dir(trial_id) / str(name)
+            write_whole(*files_at(str(path)), blocks_of(files, f"{root}/{name}"))
+            # An object store shows a file too whose writer was killed; the end of an archive is its last block.
+            if is_zipfile(path):
+                return path
+            path.unlink()
     except OSError as error:
         raise UserError(
             f"STORAGE={storage}: the checkpoint of trial {trial_id} of study {study.name} cannot be fetched: "
             f"{full_reason(error)}. Run the command again once it can be read."
         ) from None
-    return path
+    return None
 
 
 def fetch_tables(name: str, storage: str) -> None:

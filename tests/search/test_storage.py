@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -100,11 +101,15 @@ def test_a_winner_goes_on_from_its_checkpoint_in_the_store(
     with pytest.raises(UserError, match=none):
         with_winner_of(asked)
     files, root = files_at(below(bucket, "kept", "checkpoints", f"{winner['trial_id']}"))
-    for step in (3, 12):
-        write_whole(files, f"{root}/{checkpoint_name(step)}", iter([f"{step}".encode()]))
+    with ZipFile(tmp_path / "archive", "w") as archive:
+        archive.writestr("data", "12")
+    whole = (tmp_path / "archive").read_bytes()
+    for step, content in ((3, whole), (12, whole), (24, whole[:-9])):
+        write_whole(files, f"{root}/{checkpoint_name(step)}", iter([content]))
     checkpoint = with_winner_of(asked).checkpoint_path
     assert checkpoint == study.checkpoint_dir(winner["trial_id"]) / "step_00000012.pt"
-    assert checkpoint.read_bytes() == b"12"
+    assert checkpoint.read_bytes() == whole
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
     # It is there now, and nothing is fetched.
     monkeypatch.setattr("search.setup.train_plan.fetch_checkpoint", None)
     assert with_winner_of(asked).checkpoint_path == checkpoint
