@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: the current folder is gone or closed ({error.strerror}). cd to another one.", file=sys.stderr)
         return 2
-    words = [MAKE_NAMES.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
-    leaves_files = "--json" not in words and any(word in LEAVE_FILES for word in words)
+    words = list(sys.argv[1:] if argv is None else argv)
+    leaves_files = "--json" not in words and any(MAKE_NAMES.get(word, word) in LEAVE_FILES for word in words)
     with lasting_output() as stdout:
         code = _run(words)
         stdout.flush()
@@ -118,16 +118,14 @@ def _run(words: Sequence[str]) -> int:
         terminal.document({"error": "interrupted"})
         return INTERRUPTED
     except OSError as error:
-        from results.study.atomic import is_storage_error, storage_error_words
+        from results.study.atomic import storage_fault_words
         from results.study.paths import shown
 
         if isinstance(error, PermissionError) and isinstance(error.filename, str):
             # Any access to a folder may raise it; without a file name it is about something else.
             where = shown(Path(error.filename))
             return _refused(f"{where}: permission denied. Give the user {os.geteuid()} the right to it.", terminal)
-        if not is_storage_error(error):
-            raise
-        return _refused(storage_error_words(error), terminal)
+        return _refused(storage_fault_words(error), terminal)
 
 
 def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:
@@ -143,7 +141,8 @@ def _parsed(words: Sequence[str]) -> tuple[str, list[str]]:
     """Return the command and the words behind it. Raises UserError, and SystemExit once help is printed."""
     from search.option_names import space_hint
 
-    command, *others = [word for word in words if word != "--json"] or [""]
+    typed_command, *others = [word for word in words if word != "--json"] or [""]
+    command = MAKE_NAMES.get(typed_command, typed_command)
     if not {"-h", "--help"}.isdisjoint(words):
         asked = [command] if command in COMMANDS else COMMANDS
         print(HELP, *(f"  {name:<10} {COMMANDS[name]}" for name in asked), sep="\n")

@@ -232,11 +232,11 @@ class Options(BaseModel):
     """gpt2, the only type there is"""
     device: Annotated[Text, BeforeValidator(_device)] | None = None
     """cuda, mps or cpu (default: the first there is; a study goes on with its own where that is here)"""
-    concurrency: WholeOrAuto | None = None
+    concurrency: Annotated[WholeOrAuto | None, ReadBy("search")] = None
     """trials at the same time, or auto to measure (default: one a core, one a GPU, one on MPS)"""
     threads: Annotated[Whole, Field(le=1024)] | None = None
     """CPU threads of a trial (default 1 on the CPU, beside a GPU a share of the cores); train: of the run"""
-    gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE)] = 1.0
+    gpu_fraction: Annotated[Share, Field(ge=1 / MOST_A_DEVICE), ReadBy("search")] = 1.0
     """share of a CUDA GPU that one trial gets"""
     gradient_checkpointing: bool = False
     """1 computes each layer twice to save memory; the losses stay the same (default 0)"""
@@ -244,9 +244,9 @@ class Options(BaseModel):
     """0, 1 or auto: compile the model's layers (default auto: long runs on CUDA)"""
     checkpoint_interval_s: Annotated[Whole, ReadBy("search")] = 60
     """seconds of training between two checkpoints of a trial"""
-    evaluation_timeout_s: Whole = 3600
+    evaluation_timeout_s: Annotated[Whole, ReadBy("search")] = 3600
     """seconds without an evaluation after which a trial counts as hung"""
-    address: Text | None = None
+    address: Annotated[Text | None, ReadBy("search")] = None
     """an existing Ray cluster: auto or host:port (default: this machine alone)"""
     storage: Annotated[Text, BeforeValidator(_storage)] | None = None
     """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""

@@ -22,7 +22,7 @@ from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
-from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
+from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of, without_seed
 from trainable.errors import UserError, check_bounds
 
 
@@ -227,7 +227,7 @@ def _widened(domain: Domain, value: Any) -> Domain:
 
 
 def unread_words(space: SearchSpace) -> list[str]:
-    """Return a line for each parameter that is searched and that no trial reads."""
+    """Return lines on the parameters that are searched and that no trial reads, and on cells of a grid that repeat."""
     lines = []
     for name in (parameter.name for parameter in space.parameters):
         parent = "use_lora" if name.startswith("lora_") else "lr_schedule"
@@ -237,6 +237,11 @@ def unread_words(space: SearchSpace) -> list[str]:
         if not any(replace(space.baseline, warmup_steps=0, **{parent: value}).reads(name) for value in values):
             words = " or ".join(map(str, values))
             lines.append(f"{name} is searched, and no trial reads it: {parent} is {words}")
+    if space.searcher == "grid":
+        runs = [without_seed(space.config_for(point)) for point in space.grid_points()]
+        if twice := len(runs) - len(set(runs)):
+            differ = "they differ only in what is not read there. A `when` leaves them out"
+            lines.append(f"{twice} of the grid's {len(runs)} cells repeat another one: {differ}")
     return lines
 
 

@@ -55,6 +55,13 @@ def storage_error_words(error: OSError, path: Path | None = None, *, again: str 
     return f"{f'{shown(where)}: ' if where else ''}{why}; what was measured so far is kept. Then {then}"
 
 
+def storage_fault_words(error: OSError, path: Path | None = None, *, again: str | None = None) -> str:
+    """Return storage_error_words() of an error that is_storage_error(); raises any other again."""
+    if not is_storage_error(error):
+        raise error
+    return storage_error_words(error, path, again=again)
+
+
 Value = TypeVar("Value")
 
 

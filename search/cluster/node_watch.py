@@ -1,4 +1,4 @@
-"""Ray callbacks for a cluster and for STORAGE: report lost nodes, retry their trials, copy the tables."""
+"""A Ray callback for a cluster: reports lost nodes and has their trials tried again."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,27 +11,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from search.cluster.study_storage import TableMirror
 from search.terminal.live_view import StudyView
 
 NODES_INTERVAL_S = 5.0
 NODE_DEATH_WORDS = "its node has died"
-
-
-@dataclass(eq=False)
-class MirrorTables(Callback):  # type: ignore[misc]
-    """Copies the tables to the storage at intervals, and right after a checkpoint."""
-
-    mirror: TableMirror
-
-    def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        """Copy at once after a checkpoint: another machine needs both to continue."""
-        if result["saved"]:
-            self.mirror.copy_if_due(at_once=True)
-
-    def on_step_end(self, **info: Any) -> None:
-        """Copy what is due."""
-        self.mirror.copy_if_due()
 
 
 @dataclass(eq=False)

@@ -13,9 +13,9 @@ import psutil
 from pyarrow import fs
 
 from results.study.folder import Study, StudyExistsError
-from search.cluster.study_storage import MARK, probed, this_driver
+from search.cluster.study_storage import MARK, lies_in, probed, this_driver, written
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
-from trainable.errors import UserError, full_reason
+from trainable.errors import UserError
 
 ALIVE_S = 120
 """A driver that has not renewed its mark for this long is lost."""
@@ -26,23 +26,22 @@ def claim_name(study: Study, storage: str) -> None:
 
     Raises StudyExistsError when the name is taken, and UserError when the storage cannot be written.
     """
+    if lies_in(study, storage):
+        return
     files, root = files_at(below(storage, study.name))
-    try:
+    with written(storage):
         if isinstance(files, fs.LocalFileSystem):
-            if Path(root).resolve() == study.path.resolve():
-                return  # STORAGE is the folder of the studies
             Path(root).parent.mkdir(parents=True, exist_ok=True)
-            # Atomic: of two at the same time only one makes the folder. An object store has nothing like it.
-            Path(root).mkdir()
+            try:
+                # Atomic: of two at the same time only one makes the folder. An object store has nothing like it.
+                Path(root).mkdir()
+            except FileExistsError:
+                raise _another(study, storage) from None
         elif files.get_file_info(root).type != fs.FileType.NotFound:
-            raise FileExistsError
+            raise _another(study, storage)
         # study.json last: another machine takes what has one for a whole study.
         for path in sorted(study.path.glob("*.json"), key=lambda path: path == study.study_json):
             write_whole(files, f"{root}/{path.name}", iter([path.read_bytes()]))
-    except FileExistsError:
-        raise _another(study, storage) from None
-    except OSError as error:
-        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
 
 
 def release_name(study: Study, storage: str) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from results.model_card import model_row
 from results.study.folder import LATEST, Study, check_study_name, open_study, studies_dir
@@ -58,22 +59,36 @@ def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkp
     raise NoCheckpointError(f"trial {trial['trial_id']} of study {study.name}: {what}.")
 
 
+def lies_in(study: Study, storage: str) -> bool:
+    """Return whether the storage is the folder of the studies, and the study's own folder its place there."""
+    folder = local_folder(storage)
+    return folder is not None and (folder / study.name).resolve() == study.path.resolve()
+
+
+@contextmanager
+def written(storage: str) -> Iterator[None]:
+    """Turn an OSError into the UserError that the storage cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
+
+
 @contextmanager
 def probed(storage: str) -> Iterator[tuple[str, str]]:
     """Have a small file in the storage while inside; yield its path and its content.
 
-    Raises UserError when it cannot be written: no such bucket, no permission, no answer.
+    Raises UserError when it cannot be written or deleted: no such bucket, no permission, no answer.
     """
     files, root = files_at(storage)
     path, word = f"{root}/.probe-{secrets.token_hex(4)}", secrets.token_hex(8)
-    try:
+    with written(storage):
         write_whole(files, path, iter([word.encode()]))
-    except OSError as error:
-        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
     try:
         yield path, word
     finally:
-        files.delete_file(path)
+        with written(storage):
+            files.delete_file(path)
 
 
 def read_probe(storage: str, path: str) -> str:
@@ -99,25 +114,25 @@ class TableMirror:
 
     def copy_if_due(self, *, at_once: bool = False) -> None:
         """Start copying what has changed, unless a copy is under way or, without at_once, the last one is recent."""
-        if self._copying is not None:
-            if not self._copying.done():
-                return
-            self._end_copy(self._copying)
+        if self._copying is not None and not self._copying.done():
+            return
+        self._end_copy()
         if at_once or time.monotonic() - self._copied_at >= INTERVAL_S:
             self._copied_at = time.monotonic()
             self._copying = self._thread.submit(self._copy)
 
     def close(self) -> None:
         """Copy what has changed, and return when that is done."""
-        if self._copying is not None:
-            self._end_copy(self._copying)
-        self._end_copy(self._thread.submit(self._copy))
-        self._end_copy(self._thread.submit(self._remove_mark))
+        for last in (self._copy, self._remove_mark):
+            self._end_copy()
+            self._copying = self._thread.submit(last)
+        self._end_copy()
         self._thread.shutdown()
 
-    def _end_copy(self, copying: Future[None]) -> None:
+    def _end_copy(self) -> None:
         try:
-            copying.result()
+            if self._copying is not None:
+                self._copying.result()
         except (OSError, UserError) as error:
             if not self._told:
                 self.say(f"STORAGE={self.storage} is behind, the study itself is up to date: {full_reason(error)}")
@@ -131,8 +146,10 @@ class TableMirror:
     def _copy(self) -> None:
         files, root = files_at(below(self.storage, self.study.name))
         changed: list[tuple[Path, int, bytes]] = []
+        # Over the study itself an older table would be put in place of a newer one.
+        copied = () if lies_in(self.study, self.storage) else MIRRORED
         # Read in the opposite order of writing, so that each table is at least as new as those that refer to it.
-        for pattern in reversed(MIRRORED):
+        for pattern in reversed(copied):
             for path in sorted(self.study.path.glob(pattern)):
                 mtime_ns = path.stat().st_mtime_ns
                 if self._known.get(path) != mtime_ns and not path.name.startswith("."):
@@ -211,7 +228,7 @@ def _tokens_of(study: Study) -> int:
 
 
 def fetch_checkpoint(study: Study, storage: str, trial_id: int) -> Path | None:
-    """Copy a trial's newest checkpoint from the storage into the study and return it, None where there is none.
+    """Copy a trial's newest whole checkpoint from the storage into the study and return it, None where there is none.
 
     Raises UserError.
     """
@@ -220,17 +237,19 @@ def fetch_checkpoint(study: Study, storage: str, trial_id: int) -> Path | None:
     files, root = files_at(below(checkpoint_root(study, storage), f"{trial_id}"))
     try:
         found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        name = max((one.base_name for one in found if one.base_name.startswith("step_")), default=None)
-        if name is None:
-            return None
-        path = study.checkpoint_dir(trial_id) / str(name)
-        write_whole(*files_at(str(path)), blocks_of(files, f"{root}/{name}"))
+        for name in sorted((one.base_name for one in found if one.base_name.startswith("step_")), reverse=True):
+            path = study.checkpoint_dir(trial_id) / str(name)
+            write_whole(*files_at(str(path)), blocks_of(files, f"{root}/{name}"))
+            # An object store shows a file too whose writer was killed; the end of an archive is its last block.
+            if is_zipfile(path):
+                return path
+            path.unlink()
     except OSError as error:
         raise UserError(
             f"STORAGE={storage}: the checkpoint of trial {trial_id} of study {study.name} cannot be fetched: "
             f"{full_reason(error)}. Run the command again once it can be read."
         ) from None
-    return path
+    return None
 
 
 def fetch_tables(name: str, storage: str) -> None:

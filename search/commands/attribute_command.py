@@ -7,7 +7,7 @@ from results.attribution.attribution_runs import Question, attribution_losses, m
 from results.attribution.attribution_values import to_json, write_attribution
 from results.attribution.sentences import did_it_words, render
 from results.confirmation.attempt import load_attempts
-from results.study.folder import Study, check_has_baseline, list_studies, studies_dir
+from results.study.folder import Study, check_has_baseline, check_studies_dir, find_study, studies_dir
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -18,12 +18,12 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
-from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
-from search.setup.run_plan import cost_words, held, run_plan
+from search.setup.run_plan import checked, cost_words, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
+from search.trackers.trackers import check_mirrors
 from spaces.budget import Budget, budget_of
 from trainable.config import BASELINES, DOCUMENTED
 from trainable.errors import UserError, count_words
@@ -56,8 +56,7 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
             question = question_of_study(source, budget)
     with Preparing(terminal.console) as progress:
         plan = _plan(question, source, budget, options, progress)
-    check_preflight(preflight_of(plan), options, terminal)
-    with held(plan) as plan:
+    with checked(plan, terminal) as plan:
         return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
 
 
@@ -80,8 +79,7 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         # Only these runs are longer or shorter; study.json keeps the budget of its trials.
         return replace(plan, baseline=question.before, budget=budget, milestones_tokens=milestones_tokens)
     name = f"attribute-{question.before_name}-{question.after_name}-{budget.tokens}"
-    existing = next((study for study in list_studies() if study.name == name), None)
-    if existing is not None:
+    if (existing := find_study(name)) is not None:
         return reopen(existing, options, progress, configs=configs)
     asked = {
         "kind": "attribute",
@@ -91,6 +89,8 @@ def _plan(question: Question, source: Study | None, budget: Budget, options: Opt
         "seed": question.before.seed,
         "trials_planned": len(configs) * (options.seeds or DEFAULT_SEEDS),
     }
+    check_studies_dir()
+    check_mirrors(options, progress, new_study=None, searches=False)
     loaded = load_for(asked, options, progress)
     check_fit(loaded, configs)
     return planned(Study(studies_dir() / name), asked, loaded, progress, configs=configs)

@@ -22,6 +22,7 @@ from search.setup.settings import confirm_at_end, differences, planned_space, sp
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import going_on, has_more
 from search.trackers.trackers import with_tensorboard_of
+from search.tune.history import read_warm_start
 from spaces.budget import budget_of
 from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
@@ -69,7 +70,8 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
 
 
 def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:
-    found = differences(document, settings, options)
+    learned = read_warm_start(study)
+    found = differences(document, settings, options, warm_start=learned.source if learned else None)
     if found:
         raise UserError(
             f"study {study.name} was planned with other settings: {'; '.join(found)}. Unset it to go on with the study "
@@ -140,8 +142,7 @@ def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
     """Run the space with a larger budget, as a new study that learns from this one: their losses do not compare."""
-    file, budget = document["space"], budget_of(document)
-    larger = budget.asked(settings.budget_tokens, settings.device_s)
+    file, larger = document["space"], budget_of(document).asked(settings.budget_tokens, settings.device_s)
     name = f"{study.name}-{short_budget_words(larger)}"
     if options.trials is not None:
         asked = AUTO if options.trials == AUTO else options.trials_after(document["trials_planned"])
@@ -157,6 +158,6 @@ def _at_larger_budget(
             notes=[incomparable],
             progress=progress,
             warm_start=study,
-            speeds=budget.speeds,
+            timed=document,
         )
     return run_new(plan, terminal)

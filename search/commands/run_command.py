@@ -1,14 +1,13 @@
 """`make search`: plans and runs a search and sums it up; and what `make baseline` and `make resume` share with it."""
 
-from dataclasses import asdict
-
 from results.confirmation.attempt import load_attempts
 from results.ranking import ranked_trials
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
-from results.words import budget_words, config_words, evaluation_words, token_words
+from results.words import budget_words, evaluation_words, token_words
 from search.commands.confirm_command import confirm_study
+from search.commands.spaces_command import space_lines
 from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import Loaded
@@ -93,6 +92,5 @@ def header_lines(plan: Plan) -> list[str]:
         f"{'up to ' if space.ends_early else ''}{count_words(plan.document['trials_planned'], 'trial')} of at most "
         f"{budget_words(plan.budget)}, evaluated on the same {evaluation_words(plan.document)}",
         f"{slots.count} at a time on {device.type} ({device.name}), {count_words(slots.threads, 'CPU thread')} each",
-        f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}",
-        *(f"searched: {parameter}" for parameter in space.parameters if not plan.configs),
+        *space_lines(space),
     ]

@@ -36,8 +36,7 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
         searched = ", ".join(parameter.name for parameter in space.parameters)
         table.add_row(space.name, trials, short_budget_words(space.budget), searched, space.description)
         if options.space:
-            lines = [f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}"]
-            lines += [f"searched: {parameter}" for parameter in space.parameters] + unread_words(space)
+            lines = [*space_lines(space), *unread_words(space)]
     if table.row_count:
         print_wide(terminal.console, table)
     terminal.say(*lines)
@@ -45,6 +44,12 @@ def spaces_command(options: Options, terminal: Terminal) -> int:
         terminal.say(f"error: {line}")
     terminal.document({"spaces": entries})
     return 2 if errors else 0
+
+
+def space_lines(space: SearchSpace) -> list[str]:
+    """Return lines on the baseline and on what is searched around it."""
+    baseline = f"baseline ({space.baseline_name}): {config_words(asdict(space.baseline))}"
+    return [baseline, *(f"searched: {parameter}" for parameter in space.parameters)]
 
 
 def _entry(space: SearchSpace) -> dict[str, Any]:

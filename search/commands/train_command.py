@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
-from results.study.atomic import is_storage_error, storage_error_words, write_document
+from results.study.atomic import storage_fault_words, write_document
 from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study, create_study, find_study, open_study, studies_dir
 from results.study.ledger import Ledger
@@ -95,9 +95,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         try:
             status = _train(plan, state, study, checkpoints, terminal, interrupts)
         except OSError as error:
-            if not is_storage_error(error):
-                raise
-            raise UserError(storage_error_words(error, study.path, again=going_on(study))) from None
+            raise UserError(storage_fault_words(error, study.path, again=going_on(study))) from None
     last = state.model, state.adapter_base
     del state  # the optimizer's moments, twice the model
     saved = _save_model(plan, last, checkpoints, study, status, terminal)
@@ -157,7 +155,7 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         f"{config_words(asdict(config))}, {count_words(config.training_steps, 'step')}, seed {config.seed}",
     ]
     unread = [variable_of(name) for name in THE_RATE if not config.reads(name)]
-    if unread := [variable for variable in unread if variable in plan.options.typed]:
+    if unread := [name for name in unread if name in plan.options.typed]:
         lines.append(f"note: LR_SCHEDULE={config.lr_schedule} does not read {list_words(unread)}")
     if plan.checkpoint is not None:
         lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=spec.corpus.fingerprint)

@@ -15,6 +15,7 @@ from results.study.folder import LATEST, Study, find_study, list_studies, open_s
 from results.study.paths import expanded, path_error
 from results.winner import winner_of
 from results.words import config_words, value_words
+from search.option_names import as_variable
 from search.options import KNOWN, check_lora, parse_options, with_default_warmup
 from trainable.checkpoint.checkpoint_path import CHECKPOINT_SUFFIXES, check_links, checkpoint_folders, trainer_state
 from trainable.checkpoint.trainer_args import read_trainer_args
@@ -136,17 +137,20 @@ def _of_env(where: str, path: Path) -> _Read:
         lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where} cannot be read as text: {reason(error)}. Name a .env file.") from None
+    # Not the others: the new study has its own model, text and folders.
+    taken = (*ENV_NAMES, "USE_LR_WARMUP")
     texts: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         for name, text in _assignments(f"{where} line {number}", line):
+            if name in taken and ("$" in text or "`" in text):
+                refers = f"{name} refers to another variable, which is not followed. Write its value."
+                raise UserError(f"{where} line {number}: {refers}")
             texts[name] = text
     unknown = [name for name in texts if name not in KNOWN]
     for name in unknown:
-        near = did_you_mean(name, ENV_NAMES)
+        near = did_you_mean(as_variable(name), ENV_NAMES)
         if "Did you mean" in near:
             raise UserError(f"{where}: there is no variable {name!r}.{near}")
-    # Not the others: the new study has its own model, text and folders.
-    taken = (*ENV_NAMES, "USE_LR_WARMUP")
     try:
         options = parse_options({name: text for name, text in texts.items() if name in taken and text})
         values = options.explicit_hyperparameters()
@@ -170,8 +174,6 @@ def _assignments(where: str, line: str) -> list[tuple[str, str]]:
         name, equals, text = word.rstrip(";").partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"{where} is not NAME=value: {line.strip()[:60]!r}.")
-        if "$" in text or "`" in text:
-            raise UserError(f"{where}: {name} refers to another variable, which is not followed. Write its value.")
         found.append((name, text.strip()))
     return found
 
@@ -200,10 +202,12 @@ def _of_trainer(where: str, path: Path) -> _Read:
         other = f"one of those in it, such as {inside[-1]}" if inside else "another folder"
         raise UserError(f"{where} is not a Trainer's checkpoint-N: it has no trainer_state.json. Name {other}.")
     state = state or {}
+    # In the arguments -1 means as many as the epochs take, which only the state says.
+    steps = state.get("max_steps") or max(0, arguments.get("max_steps", 0)) or None
     values: dict[str, Any] = {
-        "batch_size": state.get("train_batch_size") or arguments.get("per_device_train_batch_size")
+        "batch_size": state.get("train_batch_size") or arguments.get("per_device_train_batch_size"),
+        "training_steps": steps,
     }
-    values["training_steps"] = steps = state.get("max_steps") or arguments.get("max_steps")
     left: list[str] = []
     if arguments:
         for name in ("learning_rate", "weight_decay", "seed", "gradient_accumulation_steps", "max_grad_norm"):
@@ -214,7 +218,8 @@ def _of_trainer(where: str, path: Path) -> _Read:
             values |= {"lr_schedule": LR_SCHEDULES_OF_TRAINER[schedule], "min_lr_frac": 0.0}
             asked = arguments.get("warmup_steps") or arguments.get("warmup_ratio") or 0
             # Below 1 it is a share of the run, in warmup_steps too since transformers 5.
-            values["warmup_steps"] = math.ceil(asked * (steps or 0)) if asked < 1 else int(asked)
+            whole = steps or DOCUMENTED.training_steps
+            values["warmup_steps"] = math.ceil(asked * whole) if asked < 1 else int(asked)
         else:
             left.append(f"lr_scheduler_type {schedule}")
         optimizer = str(arguments.get("optim", "adamw"))
@@ -257,32 +262,32 @@ def _logged_rate(history: Any, left: list[str]) -> dict[str, Any]:
 
 
 def _translated(settings: Mapping[str, Any]) -> _Read:
-    settings = _as_ours({name.lower(): value for name, value in settings.items() if value is not None})
+    named = {name.lower(): value for name, value in settings.items() if value is not None}
     values: dict[str, Any] = {}
     left: list[str] = []
-    for theirs, value in settings.items():
-        name, ours = OTHER_NAMES.get(theirs, theirs), value
+    for name, value in _as_ours({OTHER_NAMES.get(name, name): value for name, value in named.items()}).items():
+        ours = value
         if name == "lr_schedule" and value not in HYPERPARAMETERS[name].metadata["choices"]:
             ours = LR_SCHEDULES_OF_TRAINER.get(str(value))
         if name in HYPERPARAMETERS and ours is not None:
             values[name] = ours
         else:
-            left.append(f"{theirs} {value_words(value)}")
+            left.append(f"{name} {value_words(value)}")
     return _Read(values=values, left=tuple(left))
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with flags and values of training.py and nanoGPT translated into ours."""
+    """Return settings under our names with the flags and values of training.py and nanoGPT translated too."""
     ours = dict(settings)
     decays = next((ours.pop(name) for name in ("use_lr_warmup", "decay_lr") if isinstance(ours.get(name), bool)), None)
     if decays is not None:
         ours.setdefault("lr_schedule", "warmup_cosine" if decays else "constant")
     peak, lowest = ours.get("learning_rate"), ours.get("min_lr")
-    if decays and isinstance(lowest, float) and isinstance(peak, float) and 0 <= lowest <= peak and peak > 0:
+    if decays and isinstance(lowest, int | float) and isinstance(peak, int | float) and 0 <= lowest <= peak > 0:
         ours["min_lr_frac"] = ours.pop("min_lr") / peak
     if ours.get("dtype") in PRECISIONS_OF_DTYPES:
         ours["precision"] = PRECISIONS_OF_DTYPES[ours.pop("dtype")]
     # Equal to the run's length it adds nothing.
-    if ours.get("lr_decay_iters") == ours.get("max_iters"):
+    if ours.get("lr_decay_iters") == ours.get("training_steps"):
         ours.pop("lr_decay_iters", None)
     return ours

@@ -13,7 +13,7 @@ from results.export import write_best
 from results.model_card import model_card, model_record, step_words
 from results.report.page import write_reports
 from results.samples import Sample, Samples, load_samples, write_samples
-from results.study.atomic import is_storage_error, storage_error_words
+from results.study.atomic import storage_fault_words
 from results.study.folder import RESUMED_KINDS, Study
 from results.study.paths import shown
 from results.study.planned_run import Row
@@ -67,10 +67,8 @@ def finish_study(
                     if options.storage is not None:
                         TableMirror(study, options.storage, terminal.say).close()
                 except OSError as error:
-                    if not is_storage_error(error):
-                        raise
                     # What was found is still printed, and what ended the samples still raised.
-                    terminal.warn(f"error: {storage_error_words(error, again=f'make report STUDY={study.name}')}")
+                    terminal.warn(f"error: {storage_fault_words(error, again=f'make report STUDY={study.name}')}")
                     code = 2
     return code
 

@@ -29,7 +29,7 @@ from search.trackers.trackers import check_mirrors
 from search.tune.fork_server import unusable_characters
 from search.tune.history import WarmStart, best_trials, warm_start_from
 from search.tune.resources import Slots, check_concurrency
-from spaces.budget import Budget, Milestones, Speeds, budget_of
+from spaces.budget import Budget, Milestones, budget_of
 from spaces.check import largest_points
 from spaces.overrides import Settings, space_of_kind, unread_words, widening_words, with_overrides
 from spaces.read.load import load_space
@@ -120,11 +120,12 @@ def plan_study(
     notes: Sequence[str],
     progress: Preparing,
     warm_start: Study | None,
-    speeds: Speeds | None = None,
+    timed: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Return a new study over a space file's content with the settings in it. Raises UserError.
 
-    speeds: measured already, by another study; a budget of time has the others measured: see Plan.with_speeds.
+    timed: study.json of another study, whose speeds hold on the same slots of the same device; a budget of time has the
+    others measured: see Plan.with_speeds.
     """
     draft = space_of_kind(file, settings, kind)
     if draft.budget.device_s is not None and options.address is not None:
@@ -158,13 +159,16 @@ def plan_study(
             notes=[*notes, *told],
         )
 
+    plan = of_space(draft)
+
     def with_speeds(progress: Preparing) -> Plan:
         device_s, shapes = draft.budget.device_s, [*draft.shapes(), *map(shape_of, configs)]
         assert device_s is not None
-        found = measured_speeds(loaded, slots, shapes, known=speeds, device_s=device_s, progress=progress)
+        known = budget_of(timed).speeds if timed and timed["device"] == plan.document["device"] else None
+        found = measured_speeds(loaded, slots, shapes, known=known, device_s=device_s, progress=progress)
         return of_space(space_of_kind(file, settings, kind, found))
 
-    return replace(of_space(draft), with_speeds=None if draft.budget.device_s is None else with_speeds)
+    return replace(plan, with_speeds=None if draft.budget.device_s is None else with_speeds)
 
 
 def load_for(document: Mapping[str, Any], options: Options, progress: Preparing, *, joins: bool = True) -> Loaded:
@@ -225,9 +229,9 @@ def planned(
     """
     is_new, baseline = "created_at" not in document, config_from(document["baseline"])
     slots = slots or slots_for(loaded, loaded.inputs.options, _largest(baseline, configs, space), progress)
-    if slots.storage is not None:
+    if (storage := loaded.inputs.options.storage) is not None:
         # Once set it stays, for the first checkpoints are there.
-        document = {"storage": redacted(slots.storage), **document}
+        document = {"storage": redacted(storage), **document}
     shared = {"slots": slots.count, "threads_per_slot": slots.threads, "gpu_frac": slots.gpu_frac}
     return Plan(
         study=study,
@@ -250,18 +254,25 @@ def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: Searc
         configs = largest_configs(space)
     return max(
         configs or [baseline],
-        key=lambda one: (one.batch_size * one.block_size, one.block_size, not one.use_lora, one.lora_rank),
+        key=lambda one: (
+            one.batch_size * one.block_size,
+            one.block_size,
+            not one.use_lora,
+            one.precision == "fp32",
+            one.lora_rank,
+        ),
     )
 
 
 def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     """Return the baseline at the largest sizes that the space can propose; several where one depends on another."""
-    lora = space.domain("use_lora")
-    # Gradients and moments of every weight.
-    whole: dict[str, Any] = {"use_lora": False} if lora is not None and False in lora.examples() else {}
+    # Gradients and moments of every weight, and activations in full precision.
+    most: dict[str, Any] = {"use_lora": False, "precision": "fp32"}
+    domains = {name: domain for name in most if (domain := space.domain(name)) is not None}
+    searched = {name: most[name] for name, domain in domains.items() if most[name] in domain.examples()}
     sizes = ("batch_size", "block_size", "lora_rank")
     return [
-        replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **whole)
+        replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **searched)
         for point in largest_points(space.parameters, sizes)
     ]
 

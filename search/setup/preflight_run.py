@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,16 +49,6 @@ PREFLIGHT_FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sharing:
-    """How a run shares its device."""
-
-    runs: int = 1
-    """On the device at the same time, this one included."""
-    memory_frac: float = 1.0
-    """Share of a GPU's memory that each may take."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class PreflightRecord:
     """A preflight that passed."""
 
@@ -68,7 +58,9 @@ class PreflightRecord:
     batch_size: int
     block_size: int
     """Both of the largest configuration that was checked."""
-    sharing: Sharing
+    runs: int
+    memory_frac: float
+    """Both as in Preflight."""
     needed_bytes: Mapping[str, int]
     """By the name of the check that found it."""
     warnings: Sequence[Mapping[str, Any]] = ()
@@ -76,13 +68,13 @@ class PreflightRecord:
 
     def covers(self, preflight: "Preflight") -> bool:
         """Return whether runs of this size were checked already, and what they need is still there."""
-        largest, sharing = preflight.largest, preflight.sharing
+        largest = preflight.largest
         return (
             self._covers_rate(preflight.config.learning_rate)
             and largest.block_size <= self.block_size
             and largest.batch_size * largest.block_size <= self.batch_size * self.block_size
-            and sharing.runs <= self.sharing.runs
-            and sharing.memory_frac >= self.sharing.memory_frac
+            and preflight.runs <= self.runs
+            and preflight.memory_frac >= self.memory_frac
             and self._has_room(preflight)
         )
 
@@ -103,15 +95,16 @@ class PreflightRecord:
         if room and room.folder and self.needed_bytes.get(DISK, math.inf) * room.count > room.free_bytes:
             return False
         # A GPU would be asked in a process of its own; its name is in the key.
-        left = run_memory_bytes(torch.device(device), runs=preflight.sharing.runs) if device == "cpu" else math.inf
+        left = run_memory_bytes(torch.device(device), runs=preflight.runs) if device == "cpu" else math.inf
         return self.needed_bytes.get(MEMORY, 0) <= left
 
 
 _RECORD = TypeAdapter(PreflightRecord)
 
 
-def record_path(loaded: Loaded, config: TrialConfig) -> Path:
+def record_path(preflight: "Preflight") -> Path:
     """Return the path of the record for these inputs, whether or not it exists."""
+    loaded, config, largest = preflight.loaded, preflight.config, preflight.largest
     facts = loaded.facts
     inputs = {
         **{name: facts[name] for name in ("model_fingerprint", "checkpoint_fingerprint")},
@@ -120,6 +113,8 @@ def record_path(loaded: Loaded, config: TrialConfig) -> Path:
         "settings": {
             spec.name: getattr(config, spec.name) for spec in fields(config) if spec.name not in WITHOUT_EFFECT
         },
+        # The baseline may train adapters in half precision, and the largest configuration every weight in full.
+        "largest": [largest.precision, largest.use_lora and [largest.lora_rank, largest.lora_targets]],
         "device": [loaded.spec.device, loaded.device_info.name, loaded.spec.gradient_checkpointing],
         "program": [_program(), version("torch"), version("transformers")],
     }
@@ -156,7 +151,10 @@ class Preflight:
     config: TrialConfig
     largest: TrialConfig
     """The configuration that needs the most memory."""
-    sharing: Sharing = field(default_factory=Sharing)
+    runs: int = 1
+    """On the device at the same time, this one included."""
+    memory_frac: float = 1.0
+    """Share of a GPU's memory that each may take."""
     room: "CheckpointRoom | None" = None
     """Disk space for the checkpoints."""
     checkpoint: "Checkpoint | None" = None
@@ -176,8 +174,9 @@ def preflight_of(plan: Plan) -> Preflight:
         loaded=plan.loaded,
         config=plan.baseline,
         largest=plan.largest,
-        sharing=Sharing(runs=slots.count_on_device, memory_frac=slots.memory_frac),
-        room=CheckpointRoom(folder=local_folder(slots.storage or str(studies_dir())), count=count),
+        runs=slots.count_on_device,
+        memory_frac=slots.memory_frac,
+        room=CheckpointRoom(folder=local_folder(plan.options.storage or str(studies_dir())), count=count),
     )
 
 
@@ -189,7 +188,7 @@ def check_preflight(preflight: Preflight, options: Options, terminal: Terminal) 
     if options.skip_preflight:
         terminal.say("preflight: not run (SKIP_PREFLIGHT)")
         return
-    record = read_record(record_path(preflight.loaded, preflight.config))
+    record = read_record(record_path(preflight))
     if record is not None and record.covers(preflight):
         from trainable.preflight.configuration import check_schedule
 
@@ -230,11 +229,12 @@ def run_checks(preflight: Preflight, terminal: Terminal, *, every: bool) -> "lis
             learning_rate=preflight.config.learning_rate,
             batch_size=preflight.largest.batch_size,
             block_size=preflight.largest.block_size,
-            sharing=preflight.sharing,
+            runs=preflight.runs,
+            memory_frac=preflight.memory_frac,
             needed_bytes={check.name: check.needed_bytes for check in checks if check.needed_bytes},
             warnings=[asdict(check) for check in checks if check.status == "warn"],
         )
-        write_record(record_path(preflight.loaded, preflight.config), record)
+        write_record(record_path(preflight), record)
     return checks
 
 
@@ -250,7 +250,8 @@ def _checks(preflight: Preflight) -> "Iterator[Check]":
         _preflight,
         loaded.spec,
         preflight.config,
-        preflight.sharing,
+        preflight.runs,
+        preflight.memory_frac,
         tokenizer=loaded.tokenizer,
         files=loaded.inputs.files,
         largest=preflight.largest,
@@ -259,7 +260,9 @@ def _checks(preflight: Preflight) -> "Iterator[Check]":
     )
 
 
-def _preflight(spec: "RunSpec", config: TrialConfig, sharing: Sharing, **request: Any) -> "Iterator[Check]":
+def _preflight(
+    spec: "RunSpec", config: TrialConfig, runs: int, memory_frac: float, **request: Any
+) -> "Iterator[Check]":
     import torch
 
     from trainable.device.device_memory import prepare_memory, run_memory_bytes
@@ -268,8 +271,8 @@ def _preflight(spec: "RunSpec", config: TrialConfig, sharing: Sharing, **request
 
     device = torch.device(spec.device)
     if device.type in APART:
-        prepare_memory(device, share_frac=sharing.memory_frac)
-    available_bytes = run_memory_bytes(device, runs=sharing.runs, share_frac=sharing.memory_frac)
+        prepare_memory(device, share_frac=memory_frac)
+    available_bytes = run_memory_bytes(device, runs=runs, share_frac=memory_frac)
     yield from run_preflight(spec, config, available_bytes=available_bytes, **request)
 
 

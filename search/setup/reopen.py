@@ -5,7 +5,6 @@ from typing import Any
 
 from results.study.document_model import INPUT_VARIABLES, run_variables
 from results.study.folder import Study
-from results.study.lock import remove_unfinished
 from results.winner import winner_of
 from results.words import list_words
 from search.cluster.storage_hold import check_unheld
@@ -39,16 +38,11 @@ def reopen(
         check_unheld(study, options.storage)
     winner_of(study)
     document = study.document()
-    if space is None:
-        # An Optuna storage takes a search's trials alone.
-        options = options.model_copy(update={"optuna_storage": None})
-    check_mirrors(options, progress, new_study=None)
+    check_mirrors(options, progress, new_study=None, searches=space is not None)
     loaded = load_inputs_of(study, with_tensorboard_of(study, options), progress, joins=True)
     notes = list(_places_changed(study, document, loaded))
     warm_start = read_warm_start(study) if space is not None else None
-    plan = planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start, notes=notes)
-    remove_unfinished(study.path)
-    return plan
+    return planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start, notes=notes)
 
 
 def _places_changed(study: Study, document: Mapping[str, Any], loaded: Loaded) -> Iterator[str]:

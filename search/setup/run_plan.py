@@ -10,7 +10,7 @@ from results.ranking import ranked_trials, seconds_a_token
 from results.study.atomic import write_document
 from results.study.folder import create_study, remove_if_empty
 from results.study.ledger import Ledger
-from results.study.lock import hold
+from results.study.lock import hold, remove_unfinished
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.words import duration_words, loss_words, token_words
@@ -23,18 +23,18 @@ from search.terminal.live_view import StudyView
 from search.terminal.signals import Interrupts
 from search.trackers.trackers import mirror_callbacks
 from search.tune.early_end import read_part_losses
-from search.tune.history import WARM_START_JSON, History, known_trials
+from search.tune.history import WARM_START_JSON, known_trials
 from trainable.errors import MachineError, count_words
-from trainable.rows import ENDINGS, Start
+from trainable.rows import Start
 
 if TYPE_CHECKING:
-    from search.tune.workload import Workload
+    from search.tune.optuna_searcher import TrialSearcher
 
 
 @contextmanager
 def held(plan: Plan) -> Iterator[Plan]:
     """Hold the plan's study while inside; a new one is made first, whose name may differ. Raises UserError."""
-    storage = plan.slots.storage
+    storage = plan.options.storage
     if plan.is_new:
         claim = partial(claim_name, storage=storage) if storage else None
         # A name that the program made is numbered where it was taken in the meantime.
@@ -45,8 +45,8 @@ def held(plan: Plan) -> Iterator[Plan]:
         plan = replace(plan, study=study, document={**plan.document, "name": study.name})
     with hold(plan.study):
         if not plan.is_new:
-            # Another command may have held the study while this one prepared.
-            plan = replace(plan, document=plan.study.document())
+            # Another command may have held the study while this one prepared. A STORAGE may be new to it.
+            plan = replace(plan, document={**plan.document, **plan.study.document()})
         try:
             yield plan
         except MachineError:
@@ -92,6 +92,8 @@ def run_plan(
     the exit code of an interruption, or None. Raises UserError when the study cannot be written any more.
     """
     study = plan.study
+    # Only now: who does not hold the study may come upon files that another process is writing.
+    remove_unfinished(study.path)
     interrupts = Interrupts()
     view = StudyView(study=study, ledger=ledger, trials_planned=0, console=terminal.console)
     with interrupts, view, ray_ahead(plan):
@@ -103,54 +105,49 @@ def run_plan(
         view.say(f"study {shown(study.path)}: starting Ray ...")
         # These imports take seconds, in which a signal is heard.
         from search.tune.engine import run_study
-        from search.tune.workload import list_workload
+        from search.tune.optuna_searcher import ListSearcher
 
-        if runs is None:
-            work = _search_left(plan, ledger)
-        else:
-            work = list_workload(runs, baseline=plan.baseline, milestones=plan.milestones)
-        ended = sum(row["status"] in ENDINGS for row in ledger.trials() if work.includes(row))
+        searcher = _search_left(plan, ledger) if runs is None else ListSearcher(runs, plan.milestones)
         at_most = " at most" if plan.space is not None and plan.space.ends_early else ""
         view.follow(
-            work.includes,
+            None if runs is None else [run.trial_id for run in runs],
             noun=f"trials{at_most}" if again is None else "runs",
-            planned=ended + work.trials_count,
-            full_length=not work.searcher.log.rung_tokens,
+            left=searcher.trials_left,
+            full_length=not searcher.log.rung_tokens,
         )
         run_study(
             study,
-            work,
+            searcher,
             plan.loaded.spec,
+            baseline=plan.baseline,
             slots=plan.slots,
+            options=plan.options,
             ledger=ledger,
             view=view,
             interrupts=interrupts,
             callbacks=mirror_callbacks(plan.options, view, plan.space),
             again=again or f"make resume STUDY={study.name}",
         )
-        if (end := work.searcher.log.early_end) is not None:
-            early = {"trials_planned": end.trials, "early_end": asdict(end)}
-            write_document(study.study_json, {**plan.document, **early})
-        elif work.searcher.exhausted:
+        if (end := searcher.log.early_end) is not None or searcher.exhausted:
             # Or the next step would be to go on with it for ever.
-            ended_at = {"trials_planned": len(work.searcher.log.trials), "exhausted": True}
-            write_document(study.study_json, {**plan.document, **ended_at})
+            why = {"early_end": asdict(end)} if end else {"exhausted": True}
+            write_document(study.study_json, {**plan.document, "trials_planned": len(searcher.log.trials), **why})
     return interrupts.code
 
 
-def _search_left(plan: Plan, ledger: Ledger) -> "Workload":
-    from search.tune.workload import space_workload
+def _search_left(plan: Plan, ledger: Ledger) -> "TrialSearcher":
+    from search.tune.optuna_searcher import SpaceSearcher
 
     assert plan.space is not None
     rows = ledger.trials()
     own = ranked_trials(rows)
     parts = read_part_losses(plan.study)
-    history = History(
+    return SpaceSearcher(
+        plan.space,
         trials=known_trials(own, ledger.metrics(), milestones=plan.milestones, part_losses=parts),
         other_ids={row["trial_id"] for row in rows} - {row["trial_id"] for row in own},
         warm_start=plan.warm_start,
     )
-    return space_workload(plan.space, history)
 
 
 def _with_start(plan: Plan, view: StudyView) -> Plan:

@@ -26,6 +26,8 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
     notes = []
     if pins.pop("training_steps", None) is not None:
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
+    if not options.confirm and (unread := [name for name in ("TOP", "SEEDS") if name in options.typed]):
+        notes.append(f"{' and '.join(unread)}: a search reads them with CONFIRM=1 alone.")
     pinned = [f"{variable_of(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
         notes.append(with_origin(f"pinned, for the baseline too: {', '.join(pinned)}.", options.typed))
@@ -76,8 +78,13 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     return space, settings
 
 
-def differences(document: Mapping[str, Any], settings: Settings, options: Options) -> list[str]:
-    """Return how the variables and SPACE differ from the settings that the study was planned with."""
+def differences(
+    document: Mapping[str, Any], settings: Settings, options: Options, *, warm_start: str | None = None
+) -> list[str]:
+    """Return how the variables and SPACE differ from the settings that the study was planned with.
+
+    warm_start: the study that it learns from.
+    """
     found = []
     asked, _ = read_settings(options)
     for name, value in asked.pins.items():
@@ -86,6 +93,12 @@ def differences(document: Mapping[str, Any], settings: Settings, options: Option
             found.append(f"{variable_of(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
         found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
+    others: dict[str, tuple[Any, Any]] = {"WARM_START": (options.warm_start, warm_start)}
+    if document["kind"] == "baseline":
+        others |= {"COMPARE": (options.compare, settings.compare), "TRIALS": (options.trials, settings.trials)}
+    for name, (value, then) in others.items():
+        if value not in (None, then):
+            found.append(f"{name} is {value}, was {then or 'not set'}")
     file, then = _space_file(document, options), document["space"]
     if file != Path(then["path"]).resolve() and _space_differences(then, _text_of(file)):
         found.append(f"SPACE is {options.space}, was {then['name']}")

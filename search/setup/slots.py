@@ -15,7 +15,7 @@ from search.options import Options
 from search.setup.inputs import Loaded
 from search.terminal.console import Preparing
 from search.terminal.signals import ending_in_order
-from search.tune.resources import Slots, slots_on
+from search.tune.resources import Slots, slot_notes, slots_on
 from spaces.budget import Speeds
 from trainable.config import TrialConfig
 from trainable.errors import UserError, count_words
@@ -51,18 +51,9 @@ def slots_for(loaded: Loaded, options: Options, largest: TrialConfig, progress: 
         gpu_frac=options.gpu_fraction,
         threads=threads,
     )
-    is_ours_alone = info.type == "cpu" and loaded.cluster is None
-    idle = here.cpus - slots.count * slots.threads
-    return replace(
-        slots,
-        # More threads than cores may come from another machine.
-        idle_cores=(max(0, idle) if threads is None else min(0, idle)) if is_ours_alone else 0,
-        address=loaded.cluster.address if loaded.cluster else None,
-        device=info.type if loaded.cluster else None,
-        storage=options.storage,
-        checkpoint_interval_s=float(options.checkpoint_interval_s),
-        evaluation_timeout_s=float(options.evaluation_timeout_s),
-    )
+    if loaded.cluster:
+        return replace(slots, address=loaded.cluster.address, device=info.type)
+    return replace(slots, notes=slot_notes(slots, here.cpus if info.type == "cpu" else None, threads=threads))
 
 
 @ending_in_order()

@@ -112,10 +112,11 @@ def with_winner_of(options: Options) -> Options:
         # It has the configuration in it.
         winner = {name: text for name, text in winner.items() if name not in (*ENV_NAMES, *SAID_BY_A_CHECKPOINT)}
         trial = winner_of(study).trial
-        checkpoint = trial and last_checkpoint(study, trial["trial_id"])
-        if trial and not checkpoint and options.storage is not None:
+        assert trial is not None
+        checkpoint = last_checkpoint(study, trial["trial_id"])
+        if checkpoint is None and options.storage is not None:
             checkpoint = fetch_checkpoint(study, options.storage, trial["trial_id"])
-        if not checkpoint:
+        if checkpoint is None:
             remedy = "Unset RESUME_STEPS and RESUME_LR to train it from its start"
             raise UserError(f"STUDY={study.name}: no checkpoint of its winner was kept to go on from. {remedy}.")
         winner["CHECKPOINT_PATH"] = str(checkpoint)

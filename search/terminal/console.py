@@ -31,8 +31,8 @@ MAX_TABLE_WIDTH = 1000
 NARROWEST = 80
 """Columns in which no number of our tables is cut."""
 COMMAND = re.compile(
-    r"""\bmake [a-z]+(?= (?:STUDY|TARGET|FROM|SPACE)=[\w'"/~])"""
-    r"""(?: (?='?[A-Z_]+=)(?:'[^']*'|"[^"]*"|[^\s'"])+(?<![.;:,]))+"""
+    r"""\bmake [a-z]+(?= '?[A-Z0-9_]+=[\w'"/~])"""
+    r"""(?: (?='?[A-Z0-9_]+=)(?:'[^']*'|"[^"]*"|[^\s'"`])+(?<![.;:,]))+"""
 )
 """A command with its variables within a sentence."""
 NAMED = re.compile(
@@ -66,7 +66,7 @@ def print_line(console: Console, text: str | Text, *, indent: int = 0) -> None:
     # Not wrapped by rich, which breaks a word that is longer than the screen: a path must stay whole to be copied.
     at = 0
     whole = TextWrapper(
-        console.width - indent,
+        max(1, console.width - indent),
         expand_tabs=False,
         replace_whitespace=False,
         break_long_words=False,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,8 +69,8 @@ class StudyView:
     _budgets_before: float = 0.0
     """Training by earlier processes of a resumed study, in full budgets of a trial."""
     _progress_line_at: float = field(default_factory=time.monotonic)
-    _includes: Callable[[dict[str, Any]], bool] = lambda row: row["purpose"] == "search"
-    """Whether a row is shown: a confirmation's run is not drawn among the search's trials."""
+    _runs: Collection[int] | None = None
+    """The trial_ids that are shown; None for the search's trials, among which no run of a confirmation is drawn."""
     _full_length: bool = False
     _noun: str = "trials"
     _trained_since: float | None = None
@@ -79,7 +79,6 @@ class StudyView:
 
     def __enter__(self) -> "StudyView":
         self._started_at = self._progress_line_at = time.monotonic()
-        self._budgets_before = sum(map(budget_frac, self._rows()))
         if self.console.is_interactive:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True, screen=False
@@ -92,13 +91,15 @@ class StudyView:
             self._live.stop()
             self._live = None
 
-    def follow(self, includes: Callable[[dict[str, Any]], bool], *, noun: str, planned: int, full_length: bool) -> None:
-        """Show these trials or runs, `planned` in all; full_length: none is stopped at a rung."""
-        self._includes, self._noun, self.trials_planned, self._full_length = includes, noun, planned, full_length
+    def follow(self, runs: Collection[int] | None, *, noun: str, left: int, full_length: bool) -> None:
+        """Show these runs, None for the search's trials, of which so many are left; full_length: no rung stops one."""
+        self._runs, self._noun, self._full_length = runs, noun, full_length
+        self.trials_planned = left + sum(row["status"] in ENDINGS for row in self._rows())
         self._budgets_before = sum(map(budget_frac, self._rows()))
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [row for row in self.ledger.trials() if self._includes(row)]
+        rows, runs = self.ledger.trials(), self._runs
+        return [row for row in rows if (row["purpose"] == "search" if runs is None else row["trial_id"] in runs)]
 
     def refresh(self) -> None:
         """Note that something changed; without a live screen print a progress line at intervals."""

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 TENSORBOARD_FOLDER = "tensorboard"
 
 
-def check_mirrors(options: Options, progress: Callable[[str, float], None], *, new_study: str | None) -> None:
-    """Raise UserError when a requested tracker cannot be written, or already holds a study named `new_study`."""
-    if options.optuna_storage:
+def check_mirrors(
+    options: Options, progress: Callable[[str, float], None], *, new_study: str | None, searches: bool = True
+) -> None:
+    """Raise UserError when a requested tracker cannot be written, or already holds a study named `new_study`.
+
+    searches: whether it is a search's trials that run; an Optuna storage takes no others.
+    """
+    if options.optuna_storage and searches:
         progress("opening OPTUNA_STORAGE", 0.0)
         import optuna
 

@@ -20,23 +20,24 @@ from ray.tune.experiment import Trial
 
 from results.confirmation.attempt import Attempt, load_attempts, trials_found
 from results.ranking import leaderboard, ranked_trials
-from results.study.atomic import is_storage_error, storage_error_words
+from results.study.atomic import storage_error_words, storage_fault_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import remove_unfinished
 from results.winner import find_winner
-from search.cluster.node_watch import MirrorTables, NodeWatch
+from search.cluster.node_watch import NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
+from search.options import Options
 from search.terminal.live_view import StudyView
 from search.terminal.signals import INTERRUPTED, TERMINATED, Interrupts
 from search.tune.asha import TokenASHA
 from search.tune.local_ray import running_ray
-from search.tune.optuna_searcher import OBJECTIVE
+from search.tune.optuna_searcher import OBJECTIVE, TrialSearcher
 from search.tune.recorder import StudyRecorder, oom_counter_of
 from search.tune.resources import Slots
 from search.tune.start_watch import StartWatch
-from search.tune.workload import Workload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
+from trainable.config import TrialConfig
 from trainable.data.node_cache import share_inputs
 from trainable.errors import MachineError, UserError, count_words, full_reason
 from trainable.ray_trainable import SearchTrial
@@ -54,42 +55,45 @@ BEST_KEPT = 3
 
 def run_study(
     study: Study,
-    work: Workload,
+    searcher: TrialSearcher,
     spec: RunSpec,
     *,
+    baseline: TrialConfig,
     slots: Slots,
+    options: Options,
     ledger: Ledger,
     view: StudyView,
     interrupts: Interrupts,
     callbacks: Sequence[Callback],
     again: str,
 ) -> None:
-    """Run the workload's trials into `study`; again: the command that goes on with them.
+    """Run the searcher's trials into `study`; again: the command that goes on with them.
+
+    baseline: runs of it, on any seed, are ended by a non-finite loss alone.
 
     After a signal it returns too, with the running trials marked interrupted. Raises UserError when the study can no
     longer be written, and MachineError when Ray does not start or ends; what was measured until then is kept.
     """
-    log = work.searcher.log
+    log = searcher.log
     attempts = load_attempts(study)
-    root, pruned = checkpoint_root(study, slots.storage), set[int]()
+    root, pruned = checkpoint_root(study, options.storage), set[int]()
     prune = partial(prune_checkpoints, root, ledger, attempts, best_kept=best_kept_of(study.document()))
     recorder = StudyRecorder(
         ledger,
         log,
         view,
         checkpoints_of=lambda trial_id: CheckpointStore(root=root, trial_id=trial_id),
-        planned_run=work.planned_run,
+        planned_run=searcher.planned_run,
         on_ended=lambda trial_id: prune(pruned, saving=trial_id),
-        evaluation_timeout_s=slots.evaluation_timeout_s,
+        evaluation_timeout_s=options.evaluation_timeout_s,
         # On other machines only Ray knows how a worker died.
         oom_counter_of=oom_counter_of if slots.address is None else lambda _: None,
+        mirror=TableMirror(study, options.storage, view.say) if options.storage else None,
     )
     # The last process may have died between a verdict and its row.
     recorder.end_late_stops()
     scratch = study.path / "ray"
-    mirror = TableMirror(study, slots.storage, view.say) if slots.storage else None
-    followers: list[Callback] = [MirrorTables(mirror)] if mirror else []
-    followers += [NodeWatch(view)] if slots.address else []
+    node_watch = [NodeWatch(view)] if slots.address else []
     # Workers on other nodes could not see the file: they lose at most CHECKPOINT_INTERVAL_S.
     leave_path = scratch / LEAVE if slots.address is None else None
     (scratch / LEAVE).unlink(missing_ok=True)
@@ -97,8 +101,8 @@ def run_study(
     try:
         with running_ray(slots, view.say) as logs:
             shared = {
-                **_shared_by_trials(spec, slots),
-                "baseline": asdict(work.baseline),
+                **_shared_by_trials(spec, slots, options),
+                "baseline": asdict(baseline),
                 "leave_path": leave_path,
                 # Trackers keep a trial's config, and the URI may hold a password.
                 "checkpoint_root": SecretStr(root),
@@ -118,10 +122,10 @@ def run_study(
                     config=shared,
                     metric=OBJECTIVE,
                     mode="min",
-                    search_alg=work.searcher,
+                    search_alg=searcher,
                     scheduler=TokenASHA(log),
-                    callbacks=[recorder, *followers, *callbacks, watch, leave],
-                    num_samples=work.trials_count,
+                    callbacks=[recorder, *node_watch, *callbacks, watch, leave],
+                    num_samples=searcher.trials_left,
                     max_concurrent_trials=slots.count,
                     # On a cluster a trial may get the worker of a lost node, and Tune does not retry one that fails
                     # in its reset.
@@ -143,11 +147,11 @@ def run_study(
         recorder.interrupt()
         shutil.rmtree(scratch, ignore_errors=True)
         prune()
-        if mirror is not None:
-            mirror.close()
+        if recorder.mirror is not None:
+            recorder.mirror.close()
         # A worker that is killed while it saves leaves a temporary file.
         remove_unfinished(study.path / CHECKPOINTS)
-    if work.searcher.exhausted:
+    if searcher.exhausted:
         view.say(
             "the search is over: every other configuration has been run, or is as large as one that ran out of memory"
         )
@@ -256,22 +260,21 @@ def rays_own_faults(again: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         # From a file of Tune's; the recorder catches those of the study's.
-        if not is_storage_error(error):
-            raise
-        raise UserError(storage_error_words(error, again=again)) from None
+        raise UserError(storage_fault_words(error, again=again)) from None
 
 
-def _shared_by_trials(spec: RunSpec, slots: Slots) -> dict[str, Any]:
+def _shared_by_trials(spec: RunSpec, slots: Slots, options: Options) -> dict[str, Any]:
     """Return what every trial is given; on a cluster with copies of the inputs in STORAGE. Raises UserError."""
+    storage = options.storage
     try:
-        inputs = share_inputs(spec, slots.storage) if slots.address and slots.storage else None
+        inputs = share_inputs(spec, storage) if slots.address and storage else None
     except OSError as error:
-        raise UserError(f"STORAGE={slots.storage}: the inputs cannot be copied there: {full_reason(error)}.") from None
+        raise UserError(f"STORAGE={storage}: the inputs cannot be copied there: {full_reason(error)}.") from None
     return {
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": inputs,
-        "checkpoint_interval_s": slots.checkpoint_interval_s,
-        "evaluation_timeout_s": slots.evaluation_timeout_s,
+        "checkpoint_interval_s": options.checkpoint_interval_s,
+        "evaluation_timeout_s": options.evaluation_timeout_s,
         "threads": slots.threads,
         "memory_frac": slots.memory_frac,
     }

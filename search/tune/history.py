@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -76,20 +76,6 @@ class WarmStart:
         if best:
             return f"learning from study {self.source}: {runs}, and that is all, for {why}"
         return f"nothing is learned from study {self.source}: {why}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What a search knows before its first proposal; nothing for a new one."""
-
-    trials: Sequence[KnownTrial] = ()
-    """The search's own, by trial_id."""
-    other_ids: Collection[int] = ()
-    """The numbers of the study's other runs, such as confirmations."""
-    warm_start: WarmStart | None = None
-
-
-NO_HISTORY = History()
 
 
 def known_trials(

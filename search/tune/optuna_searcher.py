@@ -1,8 +1,9 @@
-"""Searchers: an Optuna sampler asked through study.ask, a grid, or a list. They learn from the TrialLog alone."""
+"""Searchers: an Optuna sampler asked through study.ask, a grid, or a list. They learn from their TrialLog alone."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -11,8 +12,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from results.study.planned_run import PlannedRun
 from search.tune.early_end import LAG, early_end, is_early
-from search.tune.history import NO_HISTORY, History, KnownTrial
+from search.tune.history import KnownTrial, WarmStart
 from search.tune.rate_ladder import RATE, SIZES, ladder_points, narrowed, size_ends, sizes
 from search.tune.trial_log import TrialLog
 from spaces.budget import Milestones
@@ -44,9 +46,12 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
     exhausted = False
     """Whether nothing is left to propose, though more trials were asked for."""
 
-    def __init__(self, log: TrialLog, milestones: Callable[[TrialConfig], Milestones]) -> None:
+    def __init__(self, log: TrialLog, milestones: Callable[[TrialConfig], Milestones], *, trials_left: int) -> None:
         super().__init__(metric=OBJECTIVE, mode="min")
         self.log = log
+        """It knows the trials so far, and learns of each result."""
+        self.trials_left = trials_left
+        """Trials to run, at most, those that it is made with and that have not ended included."""
         self._milestones = milestones
         self._left = [trial for trial in log.trials if not trial.ended]
 
@@ -71,6 +76,10 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
             "refusal": self._refusal(trial),
         }
 
+    def planned_run(self, trial_id: int) -> PlannedRun:
+        """Return a suggested trial as a run with its purpose."""
+        raise NotImplementedError
+
     def _is_ready(self) -> bool:
         """Return whether the results that the next proposal needs are in."""
         return True
@@ -89,20 +98,50 @@ class TrialSearcher(Searcher):  # type: ignore[misc]
         """Write nothing: a study is resumed from its own files."""
 
 
+class ListSearcher(TrialSearcher):
+    """Hands out planned runs, each in full; milestones: where a configuration is evaluated."""
+
+    def __init__(self, runs: Sequence[PlannedRun], milestones: Callable[[TrialConfig], Milestones]) -> None:
+        known = partial(KnownTrial, status="interrupted", point=None)
+        trials = [known(trial_id=run.trial_id, config=run.config) for run in runs]
+        super().__init__(TrialLog(trials), milestones, trials_left=len(runs))
+        self._runs = {run.trial_id: run for run in runs}
+
+    def planned_run(self, trial_id: int) -> PlannedRun:
+        """Return the run."""
+        return self._runs[trial_id]
+
+
 class SpaceSearcher(TrialSearcher):
     """Proposes points of a SearchSpace, the baseline first, and numbers them. No configuration comes twice.
 
     A proposal depends on the seed, its place in the order, and results of the trials before it at fixed lags: it is the
     same on any number of slots, and after any kill and resume.
+
+    trials: the search's own so far. other_ids: the numbers of the study's other runs, such as confirmations.
     """
 
-    def __init__(self, space: SearchSpace, log: TrialLog, *, seed: int, history: History = NO_HISTORY) -> None:
-        super().__init__(log, space.milestones)
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        trials: Sequence[KnownTrial] = (),
+        other_ids: Collection[int] = (),
+        warm_start: WarmStart | None = None,
+    ) -> None:
+        log = TrialLog(
+            trials,
+            rung_tokens=space.rung_tokens(),
+            reduction_factor=space.scheduler.reduction_factor,
+            baseline=space.baseline,
+            ends_early=space.ends_early,
+        )
+        super().__init__(log, space.milestones, trials_left=space.trials - sum(trial.ended for trial in log.trials))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
-        self._seed = seed
-        self._other_ids = history.other_ids
-        warm_start = self._warm_start = history.warm_start
+        self._other_ids = other_ids
+        self._baseline_id = next(number for number in count() if number not in other_ids)
+        self._warm_start = warm_start
         self._is_grid = space.searcher == "grid"
         baseline = space.baseline_params()
         # Another study has shown already where the good rates are.
@@ -116,6 +155,13 @@ class SpaceSearcher(TrialSearcher):
         self._decided = space.grid_points() if self._is_grid else [baseline, *ladder, *first_points]
         # In a small study the sampler must learn before half of it is over.
         self._first_rung_lag = min(FIRST_RUNG_LAG, startup_trials(space))
+
+    def planned_run(self, trial_id: int) -> PlannedRun:
+        """Return the trial as a run of the search; its first one is the baseline."""
+        trial, is_baseline = self.log[trial_id], trial_id == self._baseline_id
+        return PlannedRun(
+            trial_id=trial_id, config=trial.config, purpose="search", is_baseline=is_baseline, point=trial.point
+        )
 
     def _before(self) -> tuple[int, list[KnownTrial]]:
         """Return the number of the next proposal, and the search's trials numbered before it.
@@ -204,7 +250,7 @@ class SpaceSearcher(TrialSearcher):
         view = SamplerView(parameters)
         warm = self._warm_start.told if self._warm_start else ()
         # After the source's own draws, which a random search of its space would only repeat.
-        seed = int(np.random.SeedSequence([self._seed, len(warm) + len(known)]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self._space.baseline.seed, len(warm) + len(known)]).generate_state(1)[0])
         study = optuna.create_study(sampler=make_sampler(self._space, seed))
         told = (told_as(trial, view) for trial in (*warm, *known))
         study.add_trials([trial for trial in told if trial is not None])

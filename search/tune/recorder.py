@@ -5,7 +5,7 @@ The kernel's count of out-of-memory kills in a worker's cgroup tells such a deat
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from rich.text import Text
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.cluster.node_watch import last_error
+from search.cluster.study_storage import TableMirror
 from search.terminal.live_view import StudyView
 from search.tune.early_end import write_part_losses
 from search.tune.trial_log import TrialLog
@@ -41,11 +42,13 @@ class StudyRecorder(Callback):  # type: ignore[misc]
     ledger: Ledger
     log: TrialLog
     view: StudyView
-    planned_run: Callable[[Mapping[str, Any]], PlannedRun]
+    planned_run: Callable[[int], PlannedRun]
     checkpoints_of: Callable[[int], CheckpointStore]
     on_ended: Callable[[int], None]
     evaluation_timeout_s: float
     oom_counter_of: Callable[[int | None], Path | None]
+    mirror: TableMirror | None = None
+    """The copy of the tables in STORAGE."""
     storage_error: OSError | None = None
     """Why the study could not be written; it ends the engine."""
     input_fault: tuple[str, str] | None = None
@@ -64,7 +67,7 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         if trial_id not in self._oom_kills_before:
             self._note_oom_kills(trial_id, pid=None)
         with self._kept():
-            self.ledger.start_trial(self.planned_run(trial.config), started_at=datetime.now(UTC))
+            self.ledger.start_trial(self.planned_run(trial_id), started_at=datetime.now(UTC))
             eval_steps = [step for _, step in trial.config["milestones"]]
             self.checkpoints_of(trial_id).forget_after(self.ledger.known_steps(trial_id, eval_steps))
         self.view.refresh()
@@ -84,6 +87,9 @@ class StudyRecorder(Callback):  # type: ignore[misc]
             if result["saved"]:
                 # Rows up to a checkpoint must be on disk before the next one is kept, or no checkpoint matches them.
                 self.ledger.flush()
+        if self.mirror is not None and result["saved"]:
+            # Another machine needs both to go on.
+            self.mirror.copy_if_due(at_once=True)
         for note in (*result["notes"], *self.ledger.take_notes()):
             self.view.say(note if f"trial {trial_id}" in note else f"trial {trial_id}: {note}")
         self.view.refresh()
@@ -92,6 +98,8 @@ class StudyRecorder(Callback):  # type: ignore[misc]
         """Flush the ledger when due: the next evaluation, which flushes too, may be hours away."""
         with self._kept():
             self.ledger.flush_if_due()
+        if self.mirror is not None:
+            self.mirror.copy_if_due()
         if self.log.early_end is not None:
             self.view.trials_planned = self.log.early_end.trials
         self.view.refresh()

@@ -16,26 +16,20 @@ SHARES_A_GPU = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """How many trials run at the same time, what each gets, and how each is kept."""
+    """How many trials run at the same time, and what each gets."""
 
     count: int
     threads: int
     """CPU threads of one trial."""
     gpu_frac: float
     """Share of a GPU of one trial; 0 on a CPU and on MPS."""
-    checkpoint_interval_s: float = 60.0
-    """A running trial is saved after this many seconds of training."""
     address: str | None = None
     """Of an existing Ray cluster; None starts one on this machine."""
     device: str | None = None
     """The device of a cluster's workers; None for the RunSpec's."""
     on_mps: bool = False
-    storage: str | None = None
-    """A folder or URI that holds checkpoints and a mirror of the tables; None keeps them in the study."""
-    evaluation_timeout_s: float = 3600.0
-    """A trial counts as hung after this time without an evaluation, and ten times what its first steps predict."""
-    idle_cores: int = 0
-    """Of this machine, where the user set CONCURRENCY and left THREADS to us; below 0 the cores that THREADS lacks."""
+    notes: Sequence[str] = ()
+    """slot_notes()."""
 
     @property
     def count_on_device(self) -> int:
@@ -62,25 +56,30 @@ class Slots:
         """The machine's Ray resources besides CPUs and GPUs."""
         return {MPS: float(self.count)} if self.on_mps else {}
 
-    @property
-    def notes(self) -> list[str]:
-        """Lines for the user."""
-        if self.on_mps and self.count_on_device > 1:
-            return [
-                f"CONCURRENCY={self.count}: the trials take turns on the Mac's one GPU and share its memory. "
-                "Unset it for one at a time."
-            ]
-        # One thread each is what CONCURRENCY asks for by name.
-        if self.idle_cores < 0 and self.threads > 1:
-            cores = self.count * self.threads + self.idle_cores
-            return [f"THREADS={self.threads} on {count_words(cores, 'core')}: the threads wait for each other."]
-        if self.idle_cores < self.count:
-            return []
-        threads = self.threads + self.idle_cores // self.count
+
+def slot_notes(slots: Slots, cores: int | None, *, threads: int | None) -> list[str]:
+    """Return lines for the user.
+
+    cores: this machine's, where it alone trains and on its CPU; threads: those of a trial that the user asks for.
+    """
+    if slots.on_mps and slots.count_on_device > 1:
         return [
-            f"{self.idle_cores} of {self.idle_cores + self.count} cores stay idle. THREADS={threads} gives each trial "
-            f"{threads} threads, with which losses differ in their last digits."
+            f"CONCURRENCY={slots.count}: the trials take turns on the Mac's one GPU and share its memory. "
+            "Unset it for one at a time."
         ]
+    if cores is None:
+        return []
+    idle_cores = cores - slots.count * slots.threads
+    # One thread each is what CONCURRENCY asks for by name.
+    if threads is not None and threads > 1 and idle_cores < 0:
+        return [f"THREADS={threads} on {count_words(cores, 'core')}: the threads wait for each other."]
+    if threads is not None or idle_cores < slots.count:
+        return []
+    more = slots.threads + idle_cores // slots.count
+    return [
+        f"{idle_cores} of {cores} cores stay idle. THREADS={more} gives each trial {more} threads, with which losses "
+        "differ in their last digits."
+    ]
 
 
 def check_concurrency(concurrency: int | str | None, devices: int, kind: str = "CPU core") -> None:

@@ -36,6 +36,7 @@ TRAINING_STEPS=4000;
 WEIGHT_DECAY=
 GPT2_MODEL_NAME=gpt2
 CUDA_VISIBLE_DEVICES=0
+DATA=$HOME/texts
 """
 
 
@@ -60,13 +61,14 @@ def test_an_env_file_is_read_as_a_shell_would(env: Callable[[str], str]) -> None
     first, missing, left = baseline.notes
     assert first.startswith(f"baseline {path}: batch 16 x block 256, LR 3.00e-05, warmup_cosine")
     assert "does not say grad_accum_steps 1, warmup_steps 400, grad_clip_norm 1, weight_decay 0.01" in missing
-    assert "also says GPT2_MODEL_NAME, CUDA_VISIBLE_DEVICES (not known)" in left
+    assert "also says GPT2_MODEL_NAME, CUDA_VISIBLE_DEVICES (not known), DATA (not known)" in left
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("LEARNING_RAET=3e-5", "there is no variable 'LEARNING_RAET'. Did you mean 'LEARNING_RATE'?"),
+        ("BATCH_SIZE=8 LR=3e-5", "there is no variable 'LR'. Did you mean 'LEARNING_RATE'?"),
         ("LEARNING_RATE=fast", "LEARNING_RATE='fast' is not a number"),
         ("BATCH_SIZE=0", "batch_size (BATCH_SIZE) is 0"),
         ("BATCH_SIZE=$N", "line 1: BATCH_SIZE refers to another variable, which is not followed. Write its value."),
@@ -131,6 +133,12 @@ def test_nanogpts_schedule_and_number_format_are_known(tmp_path: Path) -> None:
     assert read == ("warmup_cosine", 200, "bf16")
     assert baseline.config.min_lr_frac == pytest.approx(0.1)
     assert not any("also says" in note for note in baseline.notes)
+    # A whole number in the script is one in the file.
+    torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": {**config, "min_lr": 0}}, path)
+    assert read_baseline(str(path)).config.min_lr_frac == 0.0
+    del config["learning_rate"]
+    torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": {**config, "lr": 6e-4}}, path)
+    assert read_baseline(str(path)).config == baseline.config
     torch.save({"model": {"a": torch.zeros(1)}, "iter_num": 3, "config": config | {"decay_lr": False}}, path)
     assert read_baseline(str(path)).config.lr_schedule == "constant"
 
@@ -234,6 +242,13 @@ def test_without_its_arguments_a_trainers_state_still_says_something(trainer_fol
     assert baseline.config.learning_rate == pytest.approx(4e-5)
     assert any("a rate that changes, without saying by which schedule" in note for note in baseline.notes)
     assert read_baseline(str(folder / "trainer_state.json")).config == baseline.config
+
+
+def test_a_model_that_a_trainer_saved_after_epochs_says_no_steps_and_the_warm_ups_share(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), lr_scheduler_type="cosine", warmup_steps=0.03, use_cpu=True)
+    torch.save(arguments, tmp_path / "training_args.bin")
+    config = read_baseline(str(tmp_path)).config
+    assert (config.training_steps, config.warmup_steps) == (DOCUMENTED.training_steps, 60)
 
 
 def test_another_export_is_refused_with_what_takes_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from results.study.tables import TRIALS, write_table
 from results.winner import winner_of
 from search.options import Options
 from trainable.config import config_from
+from trainable.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,22 @@ def test_confirmed_and_attributed_in_the_study_itself(study: Study, run_here: An
     known = run_here("attribute", "--json", STUDY="two", SEEDS="2", SKIP_PREFLIGHT="1")
     assert "4 of 4 runs have ended before" in known.stderr
     assert known.document["settings"] == [setting]
+
+
+def test_what_an_attribution_could_not_write_to_is_told_before_the_text_is_read(
+    run_here: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*values: Any, **named: Any) -> None:
+        raise UserError("MLFLOW cannot be used")
+
+    monkeypatch.setattr("search.commands.attribute_command.load_for", None)
+    monkeypatch.setattr("search.commands.attribute_command.check_mirrors", refused)
+    assert "MLFLOW cannot be used" in run_here("attribute", FROM="before").stderr
+    (tmp_path / "file").touch()
+    assert (
+        "cannot make a study in"
+        in run_here("attribute", FROM="before", STUDIES_DIR=str(tmp_path / "file" / "s")).stderr
+    )
 
 
 def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) -> None:

@@ -114,6 +114,9 @@ def test_a_terminal_breaks_lines_between_words_and_a_path_stays_whole() -> None:
         "  and one word",
     ]
     assert drawn[1] == [f"  {text}"]
+    file = io.StringIO()
+    print_line(PlainConsole(file=file, width=8, force_terminal=True, color_system=None), "no room", indent=10)
+    assert file.getvalue().split() == ["no", "room"]
 
 
 def test_a_table_wider_than_the_screen_has_every_name_whole() -> None:

@@ -229,8 +229,11 @@ def test_a_larger_time_is_a_new_study_at_the_kept_speeds(
 
     monkeypatch.setattr(resume_command, "run_new", run_new)
     assert resume(read_options(["STUDY=timed", "BUDGET_TIME=2m", "CONCURRENCY=1"]), Terminal(as_json=True)) == 0
-    assert taken[0].with_speeds is not None
-    plan = taken[0].with_speeds(silent())
+    # On more slots each is slower.
+    assert resume(read_options(["STUDY=timed", "BUDGET_TIME=3m", "CONCURRENCY=2"]), Terminal(as_json=True)) == 0
+    plan, elsewhere = (one.with_speeds(silent()) for one in taken if one.with_speeds is not None)
+    assert len(planted.asked[2]) == len(planted.asked[0])
+    assert elsewhere.slots.count == 2
     assert (plan.name, plan.is_new, plan.budget.device_s) == ("timed-2m", True, 120)
     assert plan.budget.speeds == first.budget.speeds
     assert planted.asked[1] == []

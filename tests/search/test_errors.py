@@ -81,7 +81,7 @@ CHEAP = [
     ("run SEED=-1", "seed (SEED) is -1; it must be at least 0"),
     ("run CONCURRENCY=999999", "CONCURRENCY=999999: at most 16 trials share a CPU core, "),
     ("run CONCURRENCY=0", "CONCURRENCY='0' must be at least 1."),
-    ("run GPU_FRACTION=2", "GPU_FRACTION='2' must be at most 1. GPU_FRACTION: share of a CUDA GPU"),
+    ("run GPU_FRACTION=2", "GPU_FRACTION='2' must be at most 1. GPU_FRACTION: search: share of a CUDA GPU"),
     ("run DEVICE=tpu", "DEVICE='tpu' is not a device. Choose cuda, mps or cpu"),
     ("run MODEL_TYPE=bert", "MODEL_TYPE=bert is not known. Known: gpt2."),
     ("run USE_LORA=maybe", "USE_LORA='maybe' must be True or False."),

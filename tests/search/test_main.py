@@ -135,6 +135,11 @@ def test_a_space_that_is_not_there_is_told_without_an_empty_table(capsys: pytest
     assert capsys.readouterr().out == "error: no space named 'platau' in spaces/. Did you mean 'plateau'?\n"
 
 
+def test_a_word_too_many_is_told_as_it_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "help"]) == 2
+    assert capsys.readouterr().err == "error: 'help' is not of the form NAME=value.\n"
+
+
 def test_an_installed_package_keeps_its_files_where_it_is_called_and_prints_commands_without_make(
     tmp_path: Path,
 ) -> None:

@@ -156,6 +156,9 @@ def test_a_tracker_that_cannot_begin_is_gone_on_without() -> None:
 def test_a_storage_that_cannot_be_used_is_refused_in_a_line(make: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"OPTUNA_STORAGE cannot be used: .*{reason}") as refused:
         check_mirrors(Options.model_construct(optuna_storage=make(tmp_path)), lambda words, share: None, new_study="x")
+    # Of a confirmation nothing would be written there.
+    options = Options.model_construct(optuna_storage=make(tmp_path))
+    check_mirrors(options, lambda words, share: None, new_study="x", searches=False)
     assert "\n" not in str(refused.value)
 
 

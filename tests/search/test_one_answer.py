@@ -25,9 +25,9 @@ from results.study.ledger import Ledger
 from search.terminal.live_view import StudyView
 from search.tune.asha import TokenASHA
 from search.tune.early_end import read_part_losses
-from search.tune.history import History, known_trials
+from search.tune.history import known_trials
+from search.tune.optuna_searcher import SpaceSearcher
 from search.tune.recorder import StudyRecorder
-from search.tune.workload import space_workload
 from spaces.budget import Speeds
 from spaces.overrides import Settings, with_overrides
 from spaces.read.load import space_from_tables
@@ -113,22 +113,22 @@ class Simulation:
             milestones=self.space.milestones,
             part_losses=read_part_losses(self.study),
         )
-        workload = space_workload(self.space, History(trials=known))
-        self.searcher, self.scheduler = workload.searcher, TokenASHA(workload.searcher.log)
+        self.searcher = SpaceSearcher(self.space, trials=known)
+        self.scheduler = TokenASHA(self.searcher.log)
         console = Console(file=io.StringIO())
         view = StudyView(study=self.study, ledger=ledger, trials_planned=TRIALS, console=console)
         self.recorder = StudyRecorder(
             ledger,
-            workload.searcher.log,
+            self.searcher.log,
             view,
-            planned_run=workload.planned_run,
+            planned_run=self.searcher.planned_run,
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(self.folder / "none"), trial_id=trial_id),
             on_ended=lambda _: None,
             evaluation_timeout_s=3600.0,
             oom_counter_of=lambda pid: None,
         )
         self.recorder.end_late_stops()
-        self.running, left = {}, workload.trials_count
+        self.running, left = {}, self.searcher.trials_left
         # A study may go on in fewer slots than it had.
         slots = self.draw.randint(1, self.slots) if known else self.slots
         while True:

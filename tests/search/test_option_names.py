@@ -96,6 +96,8 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
         ("SPACE=smoke BASELINE=before", "baseline", None),
         ("CHECKPOINT_PATH=x GPT2_MODEL_NAME=tiny RANGE=1-2", "audit", None),
         ("SAVE_MODEL=out", "help", None),
+        ("ADDRESS=auto", "train", "ADDRESS is read by search, not by train"),
+        ("ADDRESS=auto CONCURRENCY=2 GPU_FRACTION=1 EVALUATION_TIMEOUT_S=9", "confirm", None),
     ],
 )
 def test_a_variable_typed_for_a_command_that_does_not_read_it_is_told(

@@ -26,6 +26,7 @@ from search.setup.run_plan import held
 from search.terminal.console import Preparing
 from search.tune.history import KnownTrial, WarmStart, read_warm_start
 from spaces.budget import Budget
+from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from tests.documents import sound_document
@@ -82,7 +83,10 @@ def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp
     def reopened(*words: str) -> Plan:
         return reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=plan.space)
 
+    # Who reopens a study need not hold it, and whoever does may be writing.
+    (unfinished := study.path / ".x.tmp").touch()
     assert [*reopened().notes] == []
+    assert unfinished.exists()
     document = study.document()
     # A study from before has a list of its trackers, of which nothing is read any more.
     document["trackers"] = {"OPTUNA_STORAGE": "postgresql://***@host/db", "WANDB": "a/b"}
@@ -95,6 +99,8 @@ def test_a_study_that_goes_on_elsewhere_says_what_differs(plan_of: MakePlan, tmp
         f"saved in {study.path}/checkpoints"
     )
     assert device.startswith("the study ran on cuda (a GPU) and goes on on cpu (")
+    with held(reopened(f"STORAGE={storage}")) as again:
+        assert again.document == {**document, "storage": str(storage)}
 
 
 def test_tensorboard_goes_on_by_itself_and_no_other_tracker(plan_of: MakePlan, tmp_path: Path) -> None:
@@ -102,8 +108,8 @@ def test_tensorboard_goes_on_by_itself_and_no_other_tracker(plan_of: MakePlan, t
     with held(plan_of("STUDY=told", f"OPTUNA_STORAGE={path}", "TENSORBOARD=1")) as plan:
         study = plan.study
 
-    def trackers(*words: str, space: SearchSpace | None = plan.space) -> tuple[str | None, bool]:
-        again = reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=space).options
+    def trackers(*words: str) -> tuple[str | None, bool]:
+        again = reopen(study, read_options(words), Preparing(Console(file=io.StringIO())), space=plan.space).options
         return again.optuna_storage, again.tensorboard
 
     assert trackers() == (None, False)
@@ -111,8 +117,6 @@ def test_tensorboard_goes_on_by_itself_and_no_other_tracker(plan_of: MakePlan, t
     assert trackers() == (None, True)
     assert trackers("TENSORBOARD=0") == (None, False)
     assert trackers(f"OPTUNA_STORAGE={path}") == (f"sqlite:///{path}", True)
-    # An Optuna storage takes a search's trials alone.
-    assert trackers(f"OPTUNA_STORAGE={path}", space=None) == (None, True)
 
 
 def test_hyperparameters_in_the_environment_pin_them_and_the_header_says_so(plan_of: MakePlan) -> None:
@@ -208,6 +212,19 @@ def test_the_largest_configuration_is_that_of_the_space(space: str, batch: int, 
     assert (largest.batch_size, largest.block_size) == (batch, block)
 
 
+def test_the_largest_configuration_trains_every_weight_in_full_precision_where_a_trial_may(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text(
+        "trials = 3\nbudget.tokens = 409_600\nevaluation.tokens = 256\nbaseline.use_lora = true\n"
+        'baseline.precision = "bf16"\nsearch.use_lora.choice = [true, false]\n'
+        'search.precision.choice = ["bf16", "fp32"]\nsearch.learning_rate.log_uniform = [1e-6, 1e-2]\n'
+    )
+    [largest] = largest_configs(load_space(str(path)))
+    assert (largest.use_lora, largest.precision) == (False, "fp32")
+    [pinned] = largest_configs(with_overrides(load_space(str(path)), Settings(pins={"precision": "bf16"})))
+    assert pinned.precision == "bf16"
+
+
 def test_sizes_that_never_meet_are_not_the_largest_configuration(plan_of: MakePlan, tmp_path: Path) -> None:
     """A large batch goes with short blocks only: preflight needs no memory for both."""
     path = tmp_path / "ladder.toml"
@@ -225,7 +242,11 @@ def test_sizes_that_never_meet_are_not_the_largest_configuration(plan_of: MakePl
 def test_accumulation_makes_no_configuration_larger(plan_of: MakePlan) -> None:
     """Its micro-batches are in memory one at a time."""
     configs = [TrialConfig(batch_size=64), TrialConfig(batch_size=8, grad_accum_steps=16)]
-    assert replace(plan_of(), configs=configs).largest == configs[0]
+    plan = plan_of()
+    assert replace(plan, configs=configs).largest == configs[0]
+    # Of an attribution's combinations of the same size.
+    half = replace(configs[0], precision="bf16")
+    assert replace(plan, configs=[half, configs[0]]).largest == configs[0]
 
 
 def test_a_study_is_named_after_space_and_time_or_as_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,6 @@ from search.setup.inputs import Loaded
 from search.setup.preflight_run import (
     Preflight,
     PreflightRecord,
-    Sharing,
     check_preflight,
     read_record,
     record_path,
@@ -34,13 +34,13 @@ FACTS: Mapping[str, Any] = {
     "checkpoint_fingerprint": None,
     "corpus": {"fingerprint": "c"},
 }
-ALONE = Sharing()
 RECORD = PreflightRecord(
     passed_at=datetime(2026, 1, 2, 3, 4),
     learning_rate=1e-5,
     batch_size=32,
     block_size=128,
-    sharing=Sharing(runs=2, memory_frac=0.5),
+    runs=2,
+    memory_frac=0.5,
     needed_bytes={MEMORY: 1000, DISK: 100},
 )
 
@@ -63,11 +63,11 @@ def make_loaded() -> Callable[..., Loaded]:
 
 def test_a_record_comes_back_for_the_same_inputs_and_their_warnings_with_it(make_loaded: Callable[..., Loaded]) -> None:
     warning = {"name": "initial loss", "status": "warn", "measured": "m", "expected": "e", "advice": "a"}
-    path = record_path(make_loaded(), TrialConfig())
+    path = record_path(looked_at(make_loaded(), TrialConfig()))
     assert read_record(path) is None
     write_record(path, replace(RECORD, warnings=[warning]))
     # What preflight's own steps replace is no other input.
-    again = record_path(make_loaded(), TrialConfig(learning_rate=1e-3, seed=7, batch_size=8))
+    again = record_path(looked_at(make_loaded(), TrialConfig(learning_rate=1e-3, seed=7, batch_size=8)))
     assert again == path
     assert read_record(again) == replace(RECORD, warnings=[warning])
 
@@ -84,34 +84,53 @@ def test_a_record_comes_back_for_the_same_inputs_and_their_warnings_with_it(make
     ],
 )
 def test_a_changed_input_has_no_record(changed: dict[str, Any], make_loaded: Callable[..., Loaded]) -> None:
-    write_record(record_path(make_loaded(), TrialConfig()), RECORD)
-    assert read_record(record_path(make_loaded(**changed), TrialConfig())) is None
+    write_record(record_path(looked_at(make_loaded(), TrialConfig())), RECORD)
+    assert read_record(record_path(looked_at(make_loaded(**changed), TrialConfig()))) is None
 
 
 def test_neither_has_another_precision_or_program(
     make_loaded: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_record(record_path(make_loaded(), TrialConfig()), RECORD)
-    assert read_record(record_path(make_loaded(), TrialConfig(precision="bf16"))) is None
+    write_record(record_path(looked_at(make_loaded(), TrialConfig())), RECORD)
+    assert read_record(record_path(looked_at(make_loaded(), TrialConfig(precision="bf16")))) is None
     monkeypatch.setattr(preflight_run, "_program", lambda: "changed")
-    assert read_record(record_path(make_loaded(), TrialConfig())) is None
+    assert read_record(record_path(looked_at(make_loaded(), TrialConfig()))) is None
 
 
-def asked(loaded: Loaded, sharing: Sharing = ALONE, room: CheckpointRoom | None = None, **size: Any) -> Preflight:
+def test_neither_has_a_space_that_trains_every_weight_where_adapters_alone_were_looked_at(
+    make_loaded: Callable[..., Loaded],
+) -> None:
+    adapters = looked_at(make_loaded(), TrialConfig(use_lora=True))
+    write_record(record_path(adapters), RECORD)
+    others: list[dict[str, Any]] = [{"use_lora": False}, {"lora_rank": 64}, {"precision": "bf16"}]
+    for changed in others:
+        largest = replace(adapters.config, **changed)
+        assert read_record(record_path(replace(adapters, largest=largest))) is None
+    assert read_record(record_path(replace(adapters, largest=TrialConfig(use_lora=True, batch_size=1)))) is not None
+
+
+def looked_at(loaded: Loaded, config: TrialConfig, **others: Any) -> Preflight:
+    return Preflight(loaded=loaded, config=config, largest=config, **others)
+
+
+def asked(
+    loaded: Loaded, *, room: CheckpointRoom | None = None, runs: int = 1, share: float = 1, **size: Any
+) -> Preflight:
     config = TrialConfig(**{"batch_size": 32, "block_size": 128, **size})
-    return Preflight(loaded=loaded, config=config, largest=config, sharing=sharing, room=room)
+    return looked_at(loaded, config, room=room, runs=runs, memory_frac=share)
 
 
 def test_a_larger_batch_a_longer_block_a_smaller_rate_more_runs_and_a_smaller_share_are_looked_at_again(
     make_loaded: Callable[..., Loaded],
 ) -> None:
-    two, loaded = RECORD.sharing, make_loaded()
-    assert RECORD.covers(asked(loaded, two))
+    loaded = make_loaded()
+    two = partial(asked, loaded, runs=2, share=0.5)
+    assert RECORD.covers(two())
     assert RECORD.covers(asked(loaded, batch_size=64, block_size=64, learning_rate=1e-3))
     for size in ({"batch_size": 33}, {"batch_size": 1, "block_size": 256}, {"learning_rate": 1e-9}):
-        assert not RECORD.covers(asked(loaded, two, **size))
-    for sharing in (Sharing(runs=3, memory_frac=0.5), Sharing(runs=2, memory_frac=0.4)):
-        assert not RECORD.covers(asked(loaded, sharing))
+        assert not RECORD.covers(two(**size))
+    assert not RECORD.covers(asked(loaded, runs=3, share=0.5))
+    assert not RECORD.covers(asked(loaded, runs=2, share=0.4))
 
 
 def test_a_rate_that_was_rounded_away_says_nothing_of_a_larger_one(make_loaded: Callable[..., Loaded]) -> None:
@@ -146,7 +165,7 @@ def test_a_run_that_is_not_checked_again_is_warned_of_its_own_rate(
     of_another = Check(name="learning-rate schedule", status="warn", measured="another's", expected="e", advice="")
     for rate, is_warned in ((1e-3, False), (3.0, True)):
         preflight = asked(make_loaded(), learning_rate=rate)
-        write_record(record_path(preflight.loaded, preflight.config), replace(RECORD, warnings=[asdict(of_another)]))
+        write_record(record_path(preflight), replace(RECORD, warnings=[asdict(of_another)]))
         check_preflight(preflight, Options(), Terminal(as_json=False))
         said = capsys.readouterr().out
         assert "passed before" in said
@@ -155,7 +174,7 @@ def test_a_run_that_is_not_checked_again_is_warned_of_its_own_rate(
 
 
 def test_a_damaged_record_is_none_nor_is_one_of_an_earlier_form(make_loaded: Callable[..., Loaded]) -> None:
-    path = record_path(make_loaded(), TrialConfig())
+    path = record_path(looked_at(make_loaded(), TrialConfig()))
     write_record(path, RECORD)
     whole = json.loads(path.read_text())
     of_before = {name: value for name, value in whole.items() if name not in ("learning_rate", "needed_bytes")}
@@ -169,12 +188,12 @@ def test_a_check_that_fails_ends_the_command_with_one_document(
 ) -> None:
     failed = Check(name="labels", status="fail", measured="m", expected="e", advice="")
     monkeypatch.setattr(preflight_run, "_checks", lambda preflight: [failed])
-    preflight = Preflight(loaded=make_loaded(), config=TrialConfig(), largest=TrialConfig())
+    preflight = looked_at(make_loaded(), TrialConfig())
     with pytest.raises(SystemExit) as ended:
         check_preflight(preflight, Options(), Terminal(as_json=True))
     assert ended.value.code == 1
     assert json.loads(capsys.readouterr().out) == {"passed": False, "checks": [asdict(failed)]}
-    assert read_record(record_path(preflight.loaded, preflight.config)) is None
+    assert read_record(record_path(preflight)) is None
 
 
 @pytest.mark.parametrize(("device", "read_there"), [("cpu", False), ("cuda", True), ("mps", True)])
@@ -188,15 +207,7 @@ def test_preflight_has_a_process_of_its_own_where_only_its_end_gives_memory_back
     loaded: Any = make_loaded(device)
     loaded.tokenizer, loaded.inputs = None, SimpleNamespace(files=())
     checkpoint: Any = SimpleNamespace(path=Path("run.pt"))
-    preflight_run._checks(
-        Preflight(
-            loaded=loaded,
-            config=TrialConfig(),
-            largest=TrialConfig(),
-            sharing=Sharing(runs=2),
-            checkpoint=checkpoint,
-        )
-    )
-    ((device_type, work, _, _, sharing), kwargs) = asked[0]
-    assert (device_type, work, sharing) == (device, preflight_run._preflight, Sharing(runs=2))
+    preflight_run._checks(looked_at(loaded, TrialConfig(), runs=2, checkpoint=checkpoint))
+    ((device_type, work, _, _, *sharing), kwargs) = asked[0]
+    assert (device_type, work, sharing) == (device, preflight_run._preflight, [2, 1.0])
     assert kwargs["checkpoint"] == (checkpoint.path if read_there else checkpoint)

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from search.tune.history import KnownTrial
-from search.tune.optuna_searcher import SamplerView, TrialSearcher
+from search.tune.optuna_searcher import SamplerView, SpaceSearcher, TrialSearcher
 from search.tune.rate_ladder import ladder_points, narrowed, size_ends
-from search.tune.workload import space_workload
 from spaces.domains import FloatRange, active_point
 from spaces.read.load import load_space, space_from_tables
 from trainable.config import TrialConfig
@@ -125,7 +124,7 @@ def test_an_end_of_the_sizes_is_a_point_of_the_space_where_other_sizes_depend_on
     assert large == {"batch_size": 32, "learning_rate": pytest.approx(2e-4)}
     assert space.config_for(small).block_size == 128
     # The whole search keeps to the file.
-    searcher = space_workload(space).searcher
+    searcher = SpaceSearcher(space)
     for number in range(12):
         proposal: Any = searcher.suggest("")
         point = proposal["point"]
@@ -136,8 +135,8 @@ def test_an_end_of_the_sizes_is_a_point_of_the_space_where_other_sizes_depend_on
 
 def rates_of_a_search(loss_of: Callable[[TrialConfig], float]) -> list[float]:
     """The rates of 24 trials that complete, each with the same loss at its first rung and at its end."""
-    work = space_workload(PLATEAU)
-    searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
+    searcher = SpaceSearcher(PLATEAU)
+    log, first_rung = searcher.log, PLATEAU.rung_tokens()[0]
     rates = []
     for number in range(24):
         proposal: Any = searcher.suggest("")
@@ -172,8 +171,8 @@ def test_the_search_goes_on_in_the_range_that_the_ladder_found() -> None:
 
 
 def test_only_the_ladders_first_rung_is_waited_for_before_the_first_draw_and_its_ends_a_little_later() -> None:
-    work = space_workload(PLATEAU)
-    searcher, log, first_rung = work.searcher, work.searcher.log, PLATEAU.rung_tokens()[0]
+    searcher = SpaceSearcher(PLATEAU)
+    log, first_rung = searcher.log, PLATEAU.rung_tokens()[0]
     rates = []
     for _ in range(7):
         rates.append(draw(searcher))

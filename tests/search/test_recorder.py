@@ -20,7 +20,7 @@ from search.tune.recorder import StudyRecorder
 from search.tune.trial_log import TrialLog
 from tests.rows import evaluation
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.config import DOCUMENTED, TrialConfig
+from trainable.config import DOCUMENTED
 from trainable.rows import StepRow, TrialStatus, Verdict
 
 MILESTONES = ((100, 10), (300, 30))
@@ -56,11 +56,8 @@ class Recording:
             self.ledger,
             self.known,
             view,
-            planned_run=lambda handed_out: PlannedRun(
-                trial_id=handed_out["trial_id"],
-                config=TrialConfig(**handed_out["trial"]),
-                purpose="search",
-                is_baseline=handed_out["trial_id"] == 0,
+            planned_run=lambda trial_id: PlannedRun(
+                trial_id=trial_id, config=DOCUMENTED, purpose="search", is_baseline=trial_id == 0
             ),
             checkpoints_of=lambda trial_id: CheckpointStore(root=str(folder / "checkpoints"), trial_id=trial_id),
             on_ended=self.ended.append,

@@ -10,7 +10,7 @@ from search.cluster.connection import Node
 from search.options import parse_options, read_options
 from search.setup.reopen import with_inputs_of
 from search.setup.slots import slots_for
-from search.tune.resources import Slots, slots_on
+from search.tune.resources import Slots, slot_notes, slots_on
 from trainable.config import TrialConfig
 from trainable.device.device import DeviceInfo
 from trainable.device.speed_probe import Probe
@@ -144,11 +144,12 @@ def test_memory_is_shared_by_the_trials_on_one_device(slots: Slots, on_device: i
 def test_a_macs_gpu_is_counted_by_ray_and_taken_by_one_trial_unless_more_are_asked_for() -> None:
     here = Node(name="here", cpus=8, gpus=0, is_ours=True)
     one, two = (slots_on([here], "mps", concurrency=concurrency, gpu_frac=1.0) for concurrency in (None, 2))
-    assert (one.a_trial, one.of_the_machine, one.notes) == ({"cpu": 1, "gpu": 0, "mps": 1}, {"mps": 1}, [])
+    assert (one.a_trial, one.of_the_machine) == ({"cpu": 1, "gpu": 0, "mps": 1}, {"mps": 1})
     assert (two.a_trial, two.of_the_machine) == ({"cpu": 1, "gpu": 0, "mps": 1}, {"mps": 2})
-    assert "CONCURRENCY=2: the trials take turns on the Mac's one GPU" in two.notes[0]
+    assert slot_notes(one, None, threads=None) == []
+    assert "CONCURRENCY=2: the trials take turns on the Mac's one GPU" in slot_notes(two, None, threads=None)[0]
     on_a_cpu = slots_on([here], "cpu", concurrency=2, gpu_frac=1.0)
-    assert (on_a_cpu.a_trial, on_a_cpu.of_the_machine, on_a_cpu.notes) == ({"cpu": 1, "gpu": 0}, {}, [])
+    assert (on_a_cpu.a_trial, on_a_cpu.of_the_machine) == ({"cpu": 1, "gpu": 0}, {})
 
 
 def test_what_is_measured_is_the_largest_configuration_with_its_context_and_reserve(
@@ -163,14 +164,7 @@ def test_what_is_measured_is_the_largest_configuration_with_its_context_and_rese
     monkeypatch.setattr("trainable.device.speed_probe.probe", probe)
     monkeypatch.setattr("trainable.device.device_memory.memory_bytes", lambda device_type: 16 << 30)
     loaded: Any = SimpleNamespace(device_info=DeviceInfo(type="cuda", name="a GPU", count=1), cluster=None, spec=None)
-    options: Any = SimpleNamespace(
-        concurrency="auto",
-        threads=None,
-        storage=None,
-        gpu_fraction=1.0,
-        checkpoint_interval_s=60,
-        evaluation_timeout_s=60,
-    )
+    options = parse_options({"CONCURRENCY": "auto"})
     largest = TrialConfig(batch_size=64, block_size=512)
     progress: Any = lambda what, done: None  # noqa: E731
     # Two of 5 GiB fit into 16, four do not.

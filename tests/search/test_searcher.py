@@ -3,6 +3,7 @@
 import json
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,10 +14,9 @@ from ray.tune.search import Searcher
 
 from results.study.planned_run import PlannedRun
 from search.tune.asha import TokenASHA
-from search.tune.history import NO_HISTORY, History, KnownTrial, WarmStart, known_trials
-from search.tune.optuna_searcher import SamplerView, SpaceSearcher, told_as
+from search.tune.history import KnownTrial, WarmStart, known_trials
+from search.tune.optuna_searcher import ListSearcher, SamplerView, SpaceSearcher, told_as
 from search.tune.trial_log import TrialLog
-from search.tune.workload import list_workload, space_workload
 from spaces.budget import Budget
 from spaces.read.load import load_space, space_from_tables
 from spaces.space import SearchSpace
@@ -59,8 +59,14 @@ def propose_one(searcher: SpaceSearcher, number: int) -> dict[str, Any]:
     return proposal
 
 
-def make_searcher(space: SearchSpace, *, seed: int = 0, history: History = NO_HISTORY) -> SpaceSearcher:
-    return SpaceSearcher(space, TrialLog(history.trials), seed=seed, history=history)
+def make_searcher(
+    space: SearchSpace, *, seed: int = 0, trials: Sequence[KnownTrial] = (), **known: Any
+) -> SpaceSearcher:
+    space = replace(space, baseline=replace(space.baseline, seed=seed))
+    searcher = SpaceSearcher(space, trials=trials, **known)
+    # Without rungs: what is known of a trial before its end is another test's.
+    searcher.log = TrialLog(trials)
+    return searcher
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
@@ -96,19 +102,19 @@ def test_proposals_lie_in_their_domains() -> None:
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
 def test_the_same_seed_and_endings_propose_the_same(name: str) -> None:
-    def proposals_of(seed: int) -> list[dict[str, Any]]:
+    def points_of(seed: int) -> list[dict[str, Any]]:
         searcher = make_searcher(make_space(name), seed=seed)
-        proposals = []
+        points = []
         for number in range(12):
             proposal = propose_one(searcher, number)
-            proposals.append(proposal)
+            points.append(proposal["point"])
             loss = 5.0 - proposal["trial"]["learning_rate"] * 10
             searcher.log.end(number, "completed", loss)
-        return proposals
+        return points
 
-    assert proposals_of(0) == proposals_of(0)
-    assert proposals_of(0)[1:] != proposals_of(1)[1:]
-    assert proposals_of(0)[0] == proposals_of(1)[0]
+    assert points_of(0) == points_of(0)
+    assert points_of(0)[1:] != points_of(1)[1:]
+    assert points_of(0)[0] == points_of(1)[0]
 
 
 def ended(status: Any, *, val_loss: float | None = 6.5) -> KnownTrial:
@@ -243,7 +249,7 @@ def test_a_list_is_handed_out_in_order_and_then_is_finished() -> None:
         for trial_id, config in ((7, DOCUMENTED), (9, BEFORE))
     ]
     budget = Budget(tokens=8192)
-    searcher = list_workload(runs, baseline=DOCUMENTED, milestones=lambda one: budget.milestones(one, (8192,))).searcher
+    searcher = ListSearcher(runs, lambda one: budget.milestones(one, (8192,)))
     nothing_else = {"point": None, "refusal": None}
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert first == {"trial_id": 7, "trial": asdict(DOCUMENTED), "milestones": ((8192, 2),), **nothing_else}
@@ -276,7 +282,7 @@ class Life:
         self.rows: list[dict[str, Any]] = []
         self.metrics: list[dict[str, Any]] = []
         self.rays_name = "trial"
-        self.begin(NO_HISTORY)
+        self.begin([])
 
     @staticmethod
     def _grid() -> SearchSpace:
@@ -289,9 +295,9 @@ class Life:
         }
         return space_from_tables(tables, name="small", path="small.toml")
 
-    def begin(self, history: History) -> None:
-        workload = space_workload(self.space, history)
-        self.searcher, self.log = workload.searcher, workload.searcher.log
+    def begin(self, trials: list[KnownTrial]) -> None:
+        self.searcher = SpaceSearcher(self.space, trials=trials)
+        self.log = self.searcher.log
         self.scheduler = TokenASHA(self.log)
 
     def die(self) -> None:
@@ -299,7 +305,7 @@ class Life:
         known = known_trials(
             self.rows, self.metrics, milestones=lambda one: self.space.budget.milestones(one, MILESTONES)
         )
-        self.begin(History(trials=known))
+        self.begin(known)
 
     def trial(self, *, evaluations: int = 99, checkpoint: int = 0) -> bool:
         """Run the next trial, or go on with the one that was cut off, from its evaluation number `checkpoint`.
@@ -431,17 +437,10 @@ def test_a_search_that_died_at_every_evaluation_ends_as_one_that_never_did(whole
 def test_several_that_were_cut_off_come_back_in_order_under_their_numbers_before_anything_new() -> None:
     space = make_space("random")
     proposals = propose(make_searcher(space), 12)
-    history = History(
-        trials=[
-            known(proposals[0], "completed"),
-            known(proposals[1], "interrupted"),
-            known(proposals[2], "stopped"),
-            known(proposals[3], "running"),
-        ],
-        # Two runs that confirm something have taken the numbers in between.
-        other_ids=(4, 5),
-    )
-    again = propose(make_searcher(space, history=history), 10)
+    statuses = ("completed", "interrupted", "stopped", "running")
+    trials = [known(one, status) for one, status in zip(proposals, statuses, strict=False)]
+    # Two runs that confirm something have taken the numbers in between.
+    again = propose(make_searcher(space, trials=trials, other_ids=(4, 5)), 10)
     assert again[:2] == [proposals[1], proposals[3]]
     assert [one["trial_id"] for one in again[2:]] == list(range(6, 14))
     assert [one["point"] for one in again[2:]] == [one["point"] for one in proposals[4:]]
@@ -454,9 +453,9 @@ def test_one_that_was_cut_off_and_is_stopped_before_its_turn_is_not_run_nor_repl
     baseline, first, second = (known(one, "interrupted") for one in proposals)
     rungs = [(tokens, 5.0) for tokens in space.rung_tokens()]
     trials = [replace(baseline, status="completed"), replace(first, losses=()), replace(second, losses=tuple(rungs))]
-    workload = space_workload(space, History(trials=trials))
-    searcher, log = workload.searcher, workload.searcher.log
-    assert workload.trials_count == 2
+    searcher = SpaceSearcher(space, trials=trials)
+    log = searcher.log
+    assert searcher.trials_left == 2
     assert searcher.suggest("t") == proposals[1]
     log.evaluate(1, space.rung_tokens()[0], 4.0)
     assert log.take_stops() == [2]
@@ -491,7 +490,7 @@ def test_after_each_ending_a_resumed_search_proposes_what_the_uninterrupted_one_
             alive.log.end(number, ending if batch_size == 8 else "completed", 7.5 - number / 10)
     assert ending in {trial.status for trial in alive.log.trials}
     before = alive.log.trials
-    resumed = make_searcher(space, history=History(trials=before))
+    resumed = make_searcher(space, trials=before)
     assert [one["trial_id"] for one in propose(resumed, 2)] == [12, 13]
     # Those two are under way in both, and what is told of the others must not hang on who was asked when.
     again = [propose_one(resumed, number) for number in range(14, 20)]
@@ -504,7 +503,7 @@ def test_a_warm_started_random_search_repeats_none_of_its_sources_draws() -> Non
     told = [replace(known(one, "completed"), trial_id=-1 - number) for number, one in enumerate(proposals[:8])]
     first = dict(proposals[5]["point"])
     warm_start = WarmStart(source="x", told=told, first_points=[first])
-    again = propose(make_searcher(space, history=History(warm_start=warm_start)), 12)
+    again = propose(make_searcher(space, warm_start=warm_start), 12)
     assert [one["trial_id"] for one in again] == list(range(12))
     assert again[0]["point"] == proposals[0]["point"]
     assert again[1]["point"] == first
@@ -521,10 +520,10 @@ def test_a_warm_start_moves_tpe_at_once() -> None:
         for number, one in enumerate(source)
     ]
     warm_start = WarmStart(source="x", told=told)
-    rates = [
-        sorted(one["trial"]["learning_rate"] for one in propose(make_searcher(space, history=history), 9)[1:])[4]
-        for history in (History(warm_start=warm_start), NO_HISTORY)
-    ]
+    rates = []
+    for given in (warm_start, None):
+        proposals = propose(make_searcher(space, warm_start=given), 9)[1:]
+        rates.append(sorted(one["trial"]["learning_rate"] for one in proposals)[4])
     assert rates[0] > 3 * rates[1]
 
 
@@ -574,7 +573,7 @@ def test_no_shape_as_large_as_one_that_ran_out_of_memory_is_proposed_again_once_
     proposals = propose(make_searcher(space), 12)
     large = next(one for one in proposals[1:] if one["trial"]["batch_size"] == 4)
     ran_out = known({**large, "trial_id": 1}, "out_of_memory")
-    searcher = make_searcher(space, history=History(trials=[known(proposals[0], "completed"), ran_out]))
+    searcher = make_searcher(space, trials=[known(proposals[0], "completed"), ran_out])
     again = propose(searcher, 19)
     assert [one["trial_id"] for one in again] == list(range(2, 21))
     # A third of the trials may be under way before one's end is used, whatever the number of slots.
@@ -611,15 +610,15 @@ def test_a_search_with_no_shape_left_is_over() -> None:
     space = make_space("random")
     trials = [known(one, "completed") for one in propose(make_searcher(space), 10)]
     trials[1] = replace(trials[1], status="out_of_memory", config=replace(space.baseline, batch_size=1))
-    searcher = make_searcher(space, history=History(trials=trials))
+    searcher = make_searcher(space, trials=trials)
     assert searcher.suggest("t1") == Searcher.FINISHED
     assert searcher.exhausted
 
 
 def test_a_proposal_waits_for_what_it_is_made_from_and_for_nothing_else() -> None:
     """The first rung, or the end before it, of all numbered eight before and more; the end of those 24 before."""
-    workload = space_workload(make_space("random", trials=40))
-    searcher, log = workload.searcher, workload.searcher.log
+    searcher = SpaceSearcher(make_space("random", trials=40))
+    log = searcher.log
     for number in range(8):
         assert isinstance(searcher.suggest("t"), dict), number
     assert searcher.suggest("t") is None
@@ -641,7 +640,7 @@ def test_a_number_that_was_given_out_right_before_a_kill_is_given_again_first() 
     space = make_space("random")
     proposals = propose(make_searcher(space), 6)
     trials = [known(one, "completed") for number, one in enumerate(proposals) if number not in (0, 4)]
-    again = propose(make_searcher(space, history=History(trials=trials)), 3)
+    again = propose(make_searcher(space, trials=trials), 3)
     assert again[:2] == [proposals[0], proposals[4]]
     assert again[2]["trial_id"] == 6
 
@@ -667,7 +666,7 @@ def test_a_resumed_grid_runs_every_cell_once() -> None:
     proposals = propose(make_searcher(space), 7)
     statuses = ["completed", "interrupted", "stopped", "running", "failed", "unstable", "interrupted"]
     trials = [known(*pair) for pair in zip(proposals, statuses, strict=True)]
-    searcher = make_searcher(space, history=History(trials=trials, other_ids=range(7, 12)))
+    searcher = make_searcher(space, trials=trials, other_ids=range(7, 12))
     rest = []
     while isinstance(proposal := searcher.suggest("t"), dict):
         searcher.log.end(proposal["trial_id"], "failed", None)

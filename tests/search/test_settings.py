@@ -72,9 +72,9 @@ def test_most_of_them_are_not_skipped() -> None:
     assert taken >= 20
 
 
-def smoke(*words: str) -> tuple[dict[str, Any], Settings]:
+def smoke(*words: str, kind: str = "search") -> tuple[dict[str, Any], Settings]:
     settings, _ = read_settings(read_options(list(words)))
-    return document_of(space_of_kind(load_space("smoke"), settings, "search"), settings), settings
+    return document_of(space_of_kind(load_space("smoke"), settings, kind), settings, kind), settings
 
 
 @pytest.mark.parametrize("key", ["settings", "space", "kind", "baseline", "evaluation"])
@@ -120,6 +120,22 @@ def test_the_settings_of_a_study_are_json_and_back() -> None:
 def test_what_the_variables_say_otherwise(planned: list[str], now: list[str], found: list[str]) -> None:
     document, settings = smoke(*planned)
     assert differences(document, settings, read_options(now)) == found
+
+
+def test_what_only_a_new_study_reads_is_not_passed_over() -> None:
+    document, settings = smoke("COMPARE=before", "TRIALS=7", kind="baseline")
+    assert differences(document, settings, read_options(["COMPARE=before", "TRIALS=7"])) == []
+    now = read_options(["COMPARE=documented", "TRIALS=+2", "WARM_START=other"])
+    told = ["COMPARE is documented, was before", "TRIALS is 2, was 7"]
+    assert differences(document, settings, now) == ["WARM_START is other, was not set", *told]
+    assert differences(document, settings, now, warm_start="other") == told
+
+
+def test_what_is_to_be_confirmed_without_a_confirmation_is_told() -> None:
+    assert read_settings(read_options(["TOP=3", "SEEDS=5"]))[1] == [
+        "TOP and SEEDS: a search reads them with CONFIRM=1 alone."
+    ]
+    assert read_settings(read_options(["TOP=3", "SEEDS=5", "CONFIRM=1"]))[1] == []
 
 
 def test_a_space_file_that_has_changed_is_told_by_its_keys(tmp_path: Path) -> None:

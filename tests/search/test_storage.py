@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -100,11 +101,15 @@ def test_a_winner_goes_on_from_its_checkpoint_in_the_store(
     with pytest.raises(UserError, match=none):
         with_winner_of(asked)
     files, root = files_at(below(bucket, "kept", "checkpoints", f"{winner['trial_id']}"))
-    for step in (3, 12):
-        write_whole(files, f"{root}/{checkpoint_name(step)}", iter([f"{step}".encode()]))
+    with ZipFile(tmp_path / "archive", "w") as archive:
+        archive.writestr("data", "12")
+    whole = (tmp_path / "archive").read_bytes()
+    for step, content in ((3, whole), (12, whole), (24, whole[:-9])):
+        write_whole(files, f"{root}/{checkpoint_name(step)}", iter([content]))
     checkpoint = with_winner_of(asked).checkpoint_path
     assert checkpoint == study.checkpoint_dir(winner["trial_id"]) / "step_00000012.pt"
-    assert checkpoint.read_bytes() == b"12"
+    assert checkpoint.read_bytes() == whole
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
     # It is there now, and nothing is fetched.
     monkeypatch.setattr("search.setup.train_plan.fetch_checkpoint", None)
     assert with_winner_of(asked).checkpoint_path == checkpoint
@@ -290,6 +295,21 @@ def test_only_what_has_changed_is_copied(tmp_path: Path) -> None:
     assert not (storage / "one" / "study.json").exists()
     assert not (storage / "one" / ".holder.json").exists()
     assert said == []
+
+
+def test_a_study_is_not_copied_over_itself(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    before = {path: path.stat().st_ino for path in study.path.rglob("*")}
+    mirror = TableMirror(study, str(tmp_path), print)
+    mirror.copy_if_due(at_once=True)
+    mirror.close()
+    assert {path: path.stat().st_ino for path in study.path.rglob("*")} == before
+
+
+def test_a_storage_from_which_nothing_can_be_deleted_is_one_line(tmp_path: Path) -> None:
+    told = pytest.raises(UserError, match=r"^STORAGE=\S+ cannot be written: .*\. Name another place\.$")
+    with told, probed(str(tmp_path)) as (path, _):
+        Path(path).unlink()
 
 
 def test_a_storage_that_went_away_is_told_once_and_ends_nothing(tmp_path: Path) -> None:

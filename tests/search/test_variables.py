@@ -163,6 +163,13 @@ def test_a_next_step_is_typed_where_the_last_command_was(tmp_path: Path, monkeyp
             f"Again: make{there} train STUDY=a 'SAVE_MODEL=/x y.z' {folders}. "
             f"Or make{there} attribute FROM=before TO=a {folders}."
         )
+        said = terminal.with_typed(
+            "Or make train 'CHECKPOINT_PATH=/x y.pt' GPT2_MODEL_NAME=tiny. `make model MERGE=1` is"
+        )
+        assert said == (
+            f"Or make{there} train 'CHECKPOINT_PATH=/x y.pt' GPT2_MODEL_NAME=tiny {folders}. "
+            f"`make{there} model MERGE=1 {folders}` is"
+        )
     # Typed without make in another folder, from which STUDIES_DIR may be a relative path.
     monkeypatch.delenv("MAKE_CALLED_FROM")
     monkeypatch.chdir(tmp_path)

@@ -15,15 +15,13 @@ from results.study.folder import Study, create_study
 from results.study.tables import METRICS, TRIALS, write_table
 from search.tune.asha import TokenASHA
 from search.tune.history import (
-    NO_HISTORY,
     WARM_START_JSON,
-    History,
     KnownTrial,
     WarmStart,
     read_warm_start,
     warm_start_from,
 )
-from search.tune.workload import space_workload
+from search.tune.optuna_searcher import SpaceSearcher
 from spaces.read.load import space_from_tables
 from spaces.space import SearchSpace
 from tests.documents import sound_document
@@ -232,16 +230,16 @@ def test_without_results_none_are_claimed() -> None:
     assert WarmStart(source="x").words(make_space()) == words
 
 
-def searched(space: SearchSpace, draw: random.Random, history: History = NO_HISTORY) -> list[KnownTrial]:
+def searched(space: SearchSpace, draw: random.Random, warm_start: WarmStart | None = None) -> list[KnownTrial]:
     """A search on one slot over made-up learning curves, by the real searcher and scheduler.
 
     A loss falls with the share of the budget, so that at the same tokens it is higher in a study of a larger one.
     """
-    workload = space_workload(space, history)
-    log = workload.searcher.log
+    searcher = SpaceSearcher(space, warm_start=warm_start)
+    log = searcher.log
     scheduler = TokenASHA(log)
     while len(log.trials) < space.trials:
-        proposal = workload.searcher.suggest("any")
+        proposal = searcher.suggest("any")
         assert isinstance(proposal, dict)
         number, config = proposal["trial_id"], TrialConfig(**proposal["trial"])
         best = abs(math.log10(config.learning_rate) + 2.5) + draw.gauss(0, 0.05)
@@ -263,10 +261,7 @@ def test_the_sources_best_complete_at_a_larger_budget_as_often_as_without_its_lo
         warm_start = warm_start_from(source, larger, FACTS)
         assert len(warm_start.told) == space.trials
         assert len(warm_start.first_points) == 3
-        for name, history in (
-            ("told", History(warm_start=warm_start)),
-            ("untold", History(warm_start=replace(warm_start, told=()))),
-        ):
-            trials = searched(larger, random.Random(seed), history)
+        for name, known in (("told", warm_start), ("untold", replace(warm_start, told=()))):
+            trials = searched(larger, random.Random(seed), known)
             completed[name] += sum(one.status == "completed" for one in trials[1:4])
     assert completed["told"] == completed["untold"] > 40

@@ -14,7 +14,7 @@ from results.export import export_toml
 from results.study.atomic import write_document
 from results.study.folder import Study
 from results.study.tables import TRIALS, write_table
-from search.tune.workload import space_workload
+from search.tune.optuna_searcher import SpaceSearcher
 from spaces.domains import active_point
 from spaces.overrides import Settings, with_overrides
 from spaces.read.load import load_space, space_from_tables, space_from_toml
@@ -198,7 +198,7 @@ def test_every_proposal_of_a_search_is_a_point_of_its_file(contents: dict[str, A
     space = attempt(lambda: space_from_tables(contents, name="fuzz", path="fuzz.toml"))
     if isinstance(space, str):
         return
-    searcher, configs = space_workload(space).searcher, []
+    searcher, configs = SpaceSearcher(space), []
     while isinstance(proposal := searcher.suggest("t"), dict):
         point, config = proposal["point"], TrialConfig(**proposal["trial"])
         assert point == active_point(space.parameters, dict.fromkeys(p.name for p in space.parameters) | point)

@@ -254,6 +254,15 @@ def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
     ]
 
 
+def test_the_cells_of_a_grid_that_are_alike_are_said(make_space: MakeSpace) -> None:
+    cells: dict[str, Any] = {"lr_schedule": {"choice": ["constant", "linear"]}, "warmup_steps": {"choice": [0, 1, 2]}}
+    told = "2 of the grid's 6 cells repeat another one: they differ only in what is not read there. A `when` leaves"
+    [line] = unread_words(make_space(cells, searcher={"name": "grid"}, trials=None))
+    assert line.startswith(told)
+    cells["warmup_steps"] |= {"when": {"lr_schedule": ["linear"]}}
+    assert unread_words(make_space(cells, searcher={"name": "grid"}, trials=None)) == []
+
+
 def test_a_baseline_found_by_a_search_comes_back_with_its_share() -> None:
     plateau = load_space("plateau")
     for batch_size, share in ((64, 0.01), (8, 0.0123), (64, 0.3)):

@@ -437,8 +437,8 @@ def test_a_block_longer_than_the_positions_is_refused(make_model: MakeModel, fam
     model = make_model(family)
     check_model(model, "mine", block_size=64, eval_block_size=64, vocab_size=300)
     for sizes, wrong, setting in (
-        ((65, 65), "block_size", "BLOCK_SIZE"),
-        ((64, 65), "eval_block_size", "EVAL_BLOCK_SIZE"),
+        ((65, 65), "block_size", "BLOCK_SIZE, or the space's block_size,"),
+        ((64, 65), "eval_block_size", r"EVAL_BLOCK_SIZE, or the space's \[evaluation\] block_size,"),
     ):
         words = rf"^{wrong}=65 is longer than the 64 positions of GPT2_MODEL_NAME=mine\. Set {setting}"
         with pytest.raises(UserError, match=words):

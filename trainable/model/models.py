@@ -136,7 +136,7 @@ def check_model(model: PreTrainedModel, name: str, *, block_size: int, eval_bloc
     """Raise UserError when a block is longer than the model's positions or the tokenizer has ids it lacks."""
     limit = context_limit(model)
     for field, tokens, setting in (
-        ("block_size", block_size, "BLOCK_SIZE"),
+        ("block_size", block_size, "BLOCK_SIZE, or the space's block_size,"),
         ("eval_block_size", eval_block_size, "EVAL_BLOCK_SIZE, or the space's [evaluation] block_size,"),
     ):
         if limit is not None and tokens > limit:

@@ -21,11 +21,11 @@ class Ours:
 
     def __init__(self, space: SearchSpace, seed: int, trials: int = TRIALS) -> None:
         from search.tune.asha import TokenASHA
-        from search.tune.workload import space_workload
+        from search.tune.optuna_searcher import SpaceSearcher
 
         space = replace(space, trials=trials, baseline=replace(space.baseline, seed=seed))
-        work = space_workload(space)
-        self._searcher, self.log = work.searcher, work.searcher.log
+        self._searcher = SpaceSearcher(space)
+        self.log = self._searcher.log
         self._scheduler = TokenASHA(self.log)
         self.mark_tokens = space.evaluation_tokens()[:-1]
         self._left = trials
