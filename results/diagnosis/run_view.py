@@ -133,10 +133,8 @@ class RunView:
     @property
     def announced_lr(self) -> float | None:
         """The peak that the record says was set, None where it says none."""
-        try:
-            return float(self.trace.announced["learning_rate"])
-        except (KeyError, ValueError):
-            return None
+        rate = float(self.trace.announced.get("learning_rate", "nan"))
+        return rate if math.isfinite(rate) else None
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
