@@ -160,6 +160,14 @@ def active_point(parameters: Sequence[SearchParameter], values: Mapping[str, Any
     return point
 
 
+def near_point(parameters: Sequence[SearchParameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return active_point() of the values, each moved to the nearest of its domain.
+
+    A warm-up share computed from whole steps may lie just outside its domain, or between two choices.
+    """
+    return active_point(parameters, {one.name: one.domain.nearest(values[one.name]) for one in parameters})
+
+
 def has_one_point(parameters: Sequence[SearchParameter]) -> bool:
     """Return whether no parameter has a second value."""
     return all(len(parameter.domain.examples()) == 1 for parameter in parameters)

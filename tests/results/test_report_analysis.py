@@ -207,6 +207,22 @@ def test_a_parameter_that_the_best_does_not_read_has_no_edge(make_trial: MakeTri
 # --- instability
 
 
+def test_a_warm_up_of_whole_steps_is_counted_as_the_share_that_was_asked_for(make_trial: MakeTrial) -> None:
+    schedule = {"lr_schedule": "linear", "training_steps": 90}
+    trials = [
+        make_trial(0, "completed", 5.0, warmup_steps=9, **schedule),
+        make_trial(1, "completed", 4.0, warmup_steps=0, **schedule),  # 0.4 of a step
+    ]
+    shares = SearchParameter("warmup_frac", Choice((0.005, 0.095)))
+    settings = instability(measured(trials, None, shares))["by_setting"]
+    assert [(row["label"], row["trials"]) for row in settings if row["name"] == "warmup_frac"] == [
+        ("0.005", 1),
+        ("0.095", 1),
+    ]
+    decades = SearchParameter("warmup_frac", FloatRange(0.005, 0.3, log=True))
+    assert [row["side"] for row in edges(measured(trials, None, decades))] == ["low"]
+
+
 def test_unstable_share_and_where(make_trial: MakeTrial) -> None:
     trials = [
         make_trial(0, "completed", 5.0, learning_rate=1e-5),

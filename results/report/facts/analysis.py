@@ -7,7 +7,7 @@ from typing import Any
 
 from results.winner import Winner
 from spaces.budget import Budget
-from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
+from spaces.domains import Choice, Domain, FloatRange, SearchParameter, near_point
 from spaces.overrides import space_of_document
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, config_from
@@ -41,7 +41,7 @@ class Measured:
 
     def values(self, trial: Row) -> dict[str, Any]:
         """Return the trial's values of the searched parameters that it reads."""
-        return active_point(self.parameters, parameter_values(trial))
+        return near_point(self.parameters, parameter_values(trial))
 
     @property
     def learning_rates(self) -> Domain | None:

@@ -142,13 +142,9 @@ def _frozen(
     for name in logs:
         low, high = distributions[name].low, distributions[name].high
         distributions[name] = FloatDistribution(math.log10(low), math.log10(high))
-    domains = {parameter.name: parameter.domain for parameter in searched}
     found = []
     for trial, value in zip(trials, values, strict=True):
-        # A warm-up share computed from whole steps may lie just outside its range.
-        point = {
-            name: domains[name].nearest(given) for name, given in measured.values(trial).items() if name in domains
-        }
+        point = {name: given for name, given in measured.values(trial).items() if name in distributions}
         point.update({name: math.log10(point[name]) for name in logs})
         found.append(create_trial(params=point, distributions={n: distributions[n] for n in point}, value=value))
     return found
