@@ -32,7 +32,6 @@ UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
 MANY_PASSES = 3.0
 """Over a small text: what a model gains from more of them is that text alone."""
-WAS_STOPPED = "it was stopped as unstable"
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
 _HOW_IT_BROKE = {
@@ -105,21 +104,29 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
 
 
 def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnosis]:
-    """Return the findings with the trial's own verdict, which is certain, among them."""
-    reason = str(trial["verdict"] or "").partition(" ")[0]
-    kind = VERDICT_KINDS.get(reason)
-    if trial["status"] != "unstable" or kind is None:
+    """Return the findings, and in place of one of its kind the trial's own verdict, which is certain."""
+    kind = _verdict_kind(trial)
+    if kind is None:
         return list(findings)
     same = next((finding for finding in findings if finding.kind == kind), None)
     own = Diagnosis(
         kind=kind,
         confidence=1.0,
-        summary=f"{WAS_STOPPED}: {trial['verdict']}",
+        summary=f"it was stopped as unstable: {trial['verdict']}",
         evidence=same.evidence if same else str(trial["verdict"]),
         next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
         steps=(trial["optimizer_steps"],) * 2,
     )
-    return ranked([own, *(finding for finding in findings if finding.kind != kind)])
+    return [own, *(finding for finding in findings if finding.kind != kind)]
+
+
+def _verdict_kind(trial: Row) -> str | None:
+    """Return the kind of finding that the trial's own verdict is, None where it has none."""
+    return VERDICT_KINDS.get(_reason(trial)) if trial["status"] == "unstable" else None
+
+
+def _reason(trial: Row) -> str:
+    return str(trial["verdict"] or "").partition(" ")[0]
 
 
 def report_of_study(study: Study) -> Report:
@@ -175,7 +182,7 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     if good_rates:
         said.append(f"stable trials: {range_words(min(good_rates), max(good_rates))}")
         above = _limit(rates, good_rates)
-    reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
+    reasons = sorted({_reason(trial) for trial in bad} - {""})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
     where = "; others held at such learning rates or higher ones" if good_rates else ", at all learning rates"
     if above:
@@ -260,7 +267,7 @@ def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
             continue
         for finding in _with_own_verdict(rows[trial_id], diagnose(trace, context=context)):
             # A trial's own verdict is said of no other trial, such as a baseline that diverged and was not ended.
-            is_own = finding.summary.startswith(WAS_STOPPED)
+            is_own = finding.kind == _verdict_kind(rows[trial_id])
             by_kind.setdefault((finding.kind, is_own), []).append((trial_id, finding))
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)

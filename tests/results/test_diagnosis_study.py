@@ -82,7 +82,7 @@ def fill(
                 training_steps=STEP_COUNT,
                 optimizer_steps=last,
                 tokens_seen=4096 * last,
-                verdict="divergence: the median loss rose" if diverges else None,
+                verdict=f"divergence at step {last}: the median loss rose" if diverges else None,
                 **changes,
             )
         )
@@ -158,7 +158,6 @@ def test_a_trials_own_verdict_is_said_of_no_trial_that_was_not_ended(
     fill(study, make_trial, [1e-2, 1e-2, 1e-3], unstable={0, 1})
     baseline, ended, other = study.trials()
     baseline |= {"status": "completed", "verdict": None}
-    ended |= {"verdict": "divergence at step 250: the median loss rose"}
     write_table(study.trials_path, [baseline, ended, other], TRIALS)
     summaries = [finding.summary for finding in diagnose_study(study) if finding.kind == "divergence"]
     assert len(summaries) == 2
