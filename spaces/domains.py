@@ -142,6 +142,11 @@ def points(
             yield point
 
 
+def every_point(parameters: Sequence[SearchParameter]) -> Iterator[dict[str, Any]]:
+    """Yield points() of the domains' examples: of choices every combination."""
+    return points(parameters, lambda parameter: parameter.domain.examples())
+
+
 def with_parents(parameters: Sequence[SearchParameter], names: Collection[str]) -> list[SearchParameter]:
     """Return the named parameters and those on which they depend. `parameters` stand in topological order."""
     wanted = {*names}

@@ -13,8 +13,8 @@ from spaces.domains import (
     IntRange,
     SearchParameter,
     active_point,
+    every_point,
     has_one_point,
-    points,
     with_parents,
 )
 from spaces.protocol import AUTO
@@ -138,7 +138,8 @@ def _around(
     name, config = baseline or (space.baseline_name, space.baseline)
     share = space.baseline_warmup_frac if baseline is None else warmup_share(config, space.domain(WARMUP_FRAC))
     assert share is not None
-    was_read = active_point(space.parameters, {**asdict(config), WARMUP_FRAC: share})
+    active = active_point(space.parameters, {**asdict(config), WARMUP_FRAC: share})
+    was_read = [key for key in active if config.reads(key)]
     fixed = {key: value for key, value in pins.items() if key != "warmup_steps"}
     if any(getattr(config, key) != value for key, value in fixed.items() if key != "seed"):
         name = f"{name.removesuffix(', changed')}, changed"
@@ -232,7 +233,7 @@ def unread_words(space: SearchSpace) -> list[str]:
     for name in (parameter.name for parameter in space.parameters):
         parent = "use_lora" if name.startswith("lora_") else "lr_schedule"
         chosen = with_parents(space.parameters, (name, parent))
-        active = [point for point in points(chosen, lambda one: one.domain.examples()) if name in point]
+        active = [point for point in every_point(chosen) if name in point]
         values = dict.fromkeys(point.get(parent, getattr(space.baseline, parent)) for point in active)
         if not any(replace(space.baseline, warmup_steps=0, **{parent: value}).reads(name) for value in values):
             words = " or ".join(map(str, values))

@@ -233,6 +233,23 @@ def test_a_range_is_widened_to_hold_another_baseline() -> None:
     ]
 
 
+def test_no_domain_is_widened_to_a_value_that_the_baseline_does_not_read(make_space: MakeSpace) -> None:
+    searched = {
+        "lr_schedule": {"choice": ["constant", "linear"]},
+        "warmup_frac": {"uniform": [0.05, 0.3]},
+        "use_lora": {"choice": [False, True]},
+        "lora_rank": {"choice": [8, 16]},
+    }
+    baseline = {"batch_size": 4, "block_size": 32, "lr_schedule": "linear", "warmup_frac": 0.1}
+    space = make_space(searched, baseline=baseline)
+    winner = replace(space.baseline, lr_schedule="constant", warmup_steps=0, lora_rank=4)
+    again = with_overrides(space, Settings(baseline=("winner", winner)))
+    assert widening_words(space, again) == []
+    assert again.baseline == replace(winner, lora_rank=8)
+    read = with_overrides(space, Settings(baseline=("winner", replace(winner, use_lora=True))))
+    assert read.domain("lora_rank") == Choice((8, 16, 4))
+
+
 def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
     searched = {
         "lora_rank": {"choice": [4, 8]},

@@ -109,6 +109,21 @@ def test_a_grid_is_every_combination_once_the_baseline_first(make_space: MakeSpa
     assert space.trials == 6
 
 
+def test_a_grid_runs_cells_that_differ_in_what_neither_reads_once(make_space: MakeSpace) -> None:
+    search = {
+        "warmup_frac": {"choice": [0.0, 0.1, 0.101]},  # the last two are the same number of steps
+        "lr_schedule": {"choice": ["constant", "linear"]},
+        "lora_rank": {"choice": [8, 16]},
+    }
+    space = make_space(search, searcher={"name": "grid"}, trials=None)
+    assert space.grid_points() == [
+        {"warmup_frac": 0.0, "lr_schedule": "constant", "lora_rank": 8},
+        {"warmup_frac": 0.0, "lr_schedule": "linear", "lora_rank": 8},
+        {"warmup_frac": 0.1, "lr_schedule": "linear", "lora_rank": 8},
+    ]
+    assert space.trials == 3
+
+
 @pytest.mark.parametrize(
     ("scheduler", "rungs"),
     [
