@@ -8,7 +8,7 @@ from dataclasses import replace
 from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report, report_of_trace
-from results.diagnosis.rules.start import TOO_HIGH_LR
+from results.diagnosis.rules.start import TOO_HIGH_LR, after_hard_settings
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, final_loss, leaderboard, ranked_trials
@@ -86,6 +86,7 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
     if trial is None or (worse := worse_words(f"trial {trial['trial_id']}", end, start)) is None:
         return []
     passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
+    lower = after_hard_settings(trial, "a third of the learning rate or less, with a warm-up")
     longer = "then more steps, for the first ones cost a trained model something"
     read = f"the training text was read {passes:.1f} times"
     if passes < 1:
@@ -97,7 +98,7 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
             summary=worse,
             evidence=f"{count_words(trial['optimizer_steps'], 'step')}, "
             f"learning rate {trial['learning_rate']:.2e}; {read}",
-            next_step="try a third of the learning rate or less, with a warm-up; "
+            next_step=f"try {lower}; "
             + (longer if passes < MANY_PASSES else "then more text: what is read so often is learned by heart"),
         )
     ]
@@ -114,7 +115,9 @@ def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnos
         confidence=1.0,
         summary=f"it was stopped as unstable: {trial['verdict']}",
         evidence=same.evidence if same else str(trial["verdict"]),
-        next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
+        next_step=same.next_step
+        if same
+        else f"try {after_hard_settings(trial, 'a lower learning rate, or a longer warm-up')}",
         steps=(trial["optimizer_steps"],) * 2,
     )
     return [own, *(finding for finding in findings if finding.kind != kind)]

@@ -111,6 +111,25 @@ def test_what_made_the_model_worse_is_not_called_sound(study: Study, make_trial:
     assert diagnose_study(study) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, "try a third of"),
+        ({"dropout": 0.5}, "try a lower dropout (0.5), which may alone have done it, then a third of"),
+        ({"weight_decay": 3.0}, "try a lower weight decay (3), which may alone have done it, then a third of"),
+        ({"weight_decay": 1.0}, "try a third of"),
+    ],
+)
+def test_of_hard_settings_the_advice_is_not_the_learning_rate_alone(
+    study: Study, make_trial: Callable[..., dict[str, Any]], settings: dict[str, float], first: str
+) -> None:
+    fill(study, make_trial, [1e-3, 1e-3], unstable={1}, **settings)
+    started(study, 4.2)
+    [finding] = report_of_trial(study, 0).findings
+    assert finding.next_step.startswith(first)
+    assert first in report_of_trial(study, 1).findings[0].next_step
+
+
 def test_one_step_is_no_steps_and_a_part_of_the_text_not_read_0_times(
     study: Study, make_trial: Callable[..., dict[str, Any]]
 ) -> None:
