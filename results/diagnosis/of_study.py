@@ -21,6 +21,7 @@ from results.words import (
     list_words,
     percent_words,
     range_words,
+    scored_tokens,
     statuses_words,
     value_words,
 )
@@ -57,7 +58,10 @@ def context_of_study(study: Study) -> Context:
     if not document["checkpoint_path"] and not model.startswith((".", "/", "~")):
         pretrained = model not in PRESETS
     return Context(
-        vocab_size=corpus["vocab_size"], pretrained=pretrained, unigram_entropy=float(corpus["unigram_entropy"])
+        vocab_size=corpus["vocab_size"],
+        pretrained=pretrained,
+        unigram_entropy=float(corpus["unigram_entropy"]),
+        eval_tokens=scored_tokens(document),
     )
 
 

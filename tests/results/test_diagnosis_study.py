@@ -324,4 +324,5 @@ def test_what_the_study_knows_of_its_model(
     studies: Path, make_document: Callable[..., dict[str, Any]], changes: dict[str, Any], pretrained: bool | None
 ) -> None:
     study = create_study("one", make_document(name="one", **changes))
-    assert context_of_study(study) == Context(vocab_size=2048, pretrained=pretrained, unigram_entropy=6.35)
+    known = Context(vocab_size=2048, pretrained=pretrained, unigram_entropy=6.35, eval_tokens=9920)
+    assert context_of_study(study) == known
