@@ -397,6 +397,27 @@ def test_toml_searches_no_more_what_the_study_had_pinned(make_study: MakeStudy) 
         shutil.rmtree(study.path)
 
 
+def test_toml_widens_no_domain_to_what_the_winner_does_not_read(make_study: MakeStudy) -> None:
+    toml = """
+trials = 4
+[baseline]
+lr_schedule = "linear"
+warmup_frac = 0.1
+[budget]
+tokens = 409_600
+[search]
+lr_schedule = { choice = ["constant", "linear"] }
+warmup_frac = { uniform = [0.05, 0.2] }
+lora_rank = { choice = [16, 8] }
+"""
+    winner = make_config(DOCUMENTED, {"training_steps": 100, "lora_rank": 4})
+    study = make_study(winner, space={"name": "own", "path": "own.toml", "description": "", "toml": toml})
+    space = space_from_toml(export_toml(study), name="own", path="own.toml")
+    assert space.domain("warmup_frac") == FloatRange(0.05, 0.2)
+    assert space.domain("lora_rank") == Choice((16, 8))
+    assert space.baseline == replace(winner, lora_rank=8)
+
+
 def test_a_study_that_searched_no_space_exports_the_plateau_space_around_its_configuration(
     make_study: MakeStudy,
 ) -> None:
