@@ -61,7 +61,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "study": _study_facts(study, document, measured),
         "answer": answer,
         "endings": {status: count for status, count in counts.items() if count},
-        "cost": _cost_facts(document, measured, rows),
+        "cost": _cost_facts(document, measured, rows, metrics),
         "rungs": list(rung_agreement(measured)),
         "edges": list(edges(measured)),
         "instability": instability(measured),
@@ -208,13 +208,14 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
     return None if until is None else total
 
 
-def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
+def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row], metrics: Sequence[Row]) -> Row:
+    trials, rows = ranking.of_their_own(measured.trials, metrics), ranking.of_their_own(rows, metrics)
     by_purpose = [{"purpose": purpose, **spent} for purpose, spent in ranking.spent_by_purpose(rows).items()]
     # An attribution on its own has no other trials: its runs are the study's cost, and come to nothing more.
     counted = {trial["purpose"] for trial in measured.trials}
     return {
-        "by_ending": list(costs(measured.trials)),
-        **asdict(ranking.savings(measured.trials)),
+        "by_ending": list(costs(trials)),
+        **asdict(ranking.savings(trials)),
         "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),
