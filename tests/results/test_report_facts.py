@@ -15,7 +15,8 @@ from results.attribution.design import changed_settings
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown, write_reports
 from results.study.folder import Study
-from results.study.tables import METRICS, TRIALS, Row, write_table
+from results.study.planned_run import Row
+from results.study.tables import METRICS, TRIALS, write_table
 from tests.results.confirmed import add_attempt
 from tests.results.report_study import make_report_study
 from trainable.config import DOCUMENTED
