@@ -253,34 +253,34 @@ def _baseline(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     )
 
 
-def _chosen(trials: Sequence[Row]) -> list[int]:
+def _chosen(trials: Sequence[Row]) -> list[Row]:
     order = [trial for trial in leaderboard(trials) if trial["optimizer_steps"]]
     broken = [trial for trial in order if trial["status"] == "unstable"]
     whole = [trial for trial in order if trial["status"] == "completed"]
     baseline = baseline_trial(trials)
     chosen = [baseline] if baseline is not None and baseline["optimizer_steps"] else []
     chosen += whole[:1] + broken[-WORST_TRIALS:] + whole[-2:]
-    return list(dict.fromkeys(trial["trial_id"] for trial in chosen))
+    return list({trial["trial_id"]: trial for trial in chosen}.values())
 
 
-def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
-    context, rows = context_of_study(study), {row["trial_id"]: row for row in study.trials()}
+def _of_trials(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
+    context = context_of_study(study)
     by_kind: dict[tuple[str, bool], list[tuple[int, Diagnosis]]] = {}
-    for trial_id in trial_ids:
+    for trial in trials:
         try:
-            trace = trace_of_trial(study, trial_id)
+            trace = trace_of_trial(study, trial["trial_id"])
         except UserError:
             # Its steps are torn or gone; the endings above still count.
             continue
-        for finding in _with_own_verdict(rows[trial_id], diagnose(trace, context=context)):
+        for finding in _with_own_verdict(trial, diagnose(trace, context=context)):
             # A trial's own verdict is said of no other trial, such as a baseline that diverged and was not ended.
-            is_own = finding.kind == _verdict_kind(rows[trial_id])
-            by_kind.setdefault((finding.kind, is_own), []).append((trial_id, finding))
+            is_own = finding.kind == _verdict_kind(trial)
+            by_kind.setdefault((finding.kind, is_own), []).append((trial["trial_id"], finding))
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)
         others = sorted(other for other, _ in cases if other != trial_id)
         also = f" (also in {list_words([f'trial {other}' for other in others])})" if others else ""
         # One trial's fault explains less of a study than what all share.
-        share = math.sqrt(len(cases) / len(trial_ids))
+        share = math.sqrt(len(cases) / len(trials))
         summary, confidence = f"trial {trial_id}{also}: {finding.summary}", max(0.4, finding.confidence * share)
         yield replace(finding, summary=summary, confidence=confidence)

@@ -254,6 +254,10 @@ def test_every_trial_is_in_one_interval_of_the_rate(make_trial: MakeTrial) -> No
     shares = [row["trials"] for row in found["by_setting"] if row["name"] == "learning_rate"]
     assert shares == [1, 1, 1, 1, 1, 2]
     assert sum(cell["trials"] for cell in found["cells"]) == len(rates)
+    # The ends' ratio is beyond every float.
+    rate = SearchParameter("learning_rate", FloatRange(1e-320, 1.0, log=True))
+    wide = instability(measured([make_trial(0, "completed", 5.0, learning_rate=1e-5)], None, rate))
+    assert [row["trials"] for row in wide["by_setting"]] == [0] * 7 + [1]
 
 
 def test_a_rate_that_was_not_searched_has_no_map(make_trial: MakeTrial) -> None:

@@ -133,13 +133,15 @@ def _lr_bins(measured: Measured) -> list[tuple[float, float]]:
         return [(rate, rate) for rate in sorted({trial["learning_rate"] for trial in measured.trials})][:MAX_LR_BINS]
     if isinstance(domain, Choice):
         return [(rate, rate) for rate in sorted(domain.values)]
-    low, high = float(domain.low), float(domain.high)
-    count = min(MAX_LR_BINS, max(4, round(math.log10(high / low)))) if domain.log else 4
+    low, high, count = float(domain.low), float(domain.high), 4
     if domain.log:
-        ends = [low * (high / low) ** (k / count) for k in range(count)]
+        # In logarithms, for the ratio of the ends may be too large for a float.
+        start, decades = math.log10(low), math.log10(high) - math.log10(low)
+        count = min(MAX_LR_BINS, max(count, round(decades)))
+        ends = [10 ** (start + decades * k / count) for k in range(1, count)]
     else:
-        ends = [low + (high - low) * k / count for k in range(count)]
-    return list(itertools.pairwise([*ends, high]))
+        ends = [low + (high - low) * k / count for k in range(1, count)]
+    return list(itertools.pairwise([low, *ends, high]))
 
 
 def _bin_of(trial: Row, bins: Sequence[tuple[float, float]]) -> int | None:
