@@ -75,24 +75,6 @@ class Speeds:
         at_low, at_high = (self._between(replace(shape, **{name: node}), rest) for node in (low, high))
         return at_low + (at_high - at_low) * ((value - low) / (high - low) if high > low else 0.0)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what study.json keeps: a row per shape, its sizes and what differs from the documented values."""
-        rows = [
-            {name: v for name, v in asdict(shape).items() if name in MEASURED_SIZES or v != getattr(DOCUMENTED, name)}
-            | {"step_s": step_s}
-            for shape, step_s in self.step_s.items()
-        ]
-        return {"evaluation_s": self.evaluation_s, "shapes": rows}
-
-    @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> "Speeds":
-        """Return the speeds that study.json keeps. Raises KeyError, UserError."""
-        step_s = {
-            make_config(DOCUMENTED, {name: value for name, value in row.items() if name != "step_s"}): row["step_s"]
-            for row in table["shapes"]
-        }
-        return cls(step_s=step_s, evaluation_s=table["evaluation_s"])
-
 
 def size_nodes(name: str, domain: Domain) -> list[Any]:
     """Return the values of a size at which speeds are measured; between them speeds are interpolated."""
@@ -174,10 +156,17 @@ class Budget:
         return tuple((tokens, self.steps(config, tokens)) for tokens in milestones_tokens)
 
     def to_json(self) -> dict[str, Any] | None:
-        """Return study.json's "device_time"; None for a budget of tokens."""
+        """Return study.json's "device_time", a row per shape of what differs from the documented values; None for a
+        budget of tokens."""
         if self.speeds is None:
             return None
-        return {"device_s": self.device_s, "evaluations": self.evaluations, **self.speeds.to_json()}
+        shapes = [
+            {name: v for name, v in asdict(shape).items() if name in MEASURED_SIZES or v != getattr(DOCUMENTED, name)}
+            | {"step_s": step_s}
+            for shape, step_s in self.speeds.step_s.items()
+        ]
+        of_evaluations = {"evaluations": self.evaluations, "evaluation_s": self.speeds.evaluation_s}
+        return {"device_s": self.device_s, **of_evaluations, "shapes": shapes}
 
 
 def budget_of(document: Mapping[str, Any]) -> Budget:
@@ -185,9 +174,13 @@ def budget_of(document: Mapping[str, Any]) -> Budget:
     time = document.get("device_time")
     if time is None:
         return Budget(tokens=document["budget_tokens"])
+    step_s = {
+        make_config(DOCUMENTED, {name: value for name, value in row.items() if name != "step_s"}): row["step_s"]
+        for row in time["shapes"]
+    }
     return Budget(
         tokens=document["budget_tokens"],
         device_s=time["device_s"],
         evaluations=time["evaluations"],
-        speeds=Speeds.from_json(time),
+        speeds=Speeds(step_s=step_s, evaluation_s=time["evaluation_s"]),
     )
