@@ -302,6 +302,19 @@ def test_a_schedule_that_the_winner_dropped_is_a_change(
     }
 
 
+def test_a_warm_up_of_the_same_share_is_no_change(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    warm = {"lr_schedule": "linear", "training_steps": 25, "warmup_steps": 2}  # 0.1 of either run, in whole steps
+    trials = [
+        make_trial(0, "completed", 5.0, **warm),
+        make_trial(1, "completed", 4.5, **warm | {"batch_size": 8, "training_steps": 100, "warmup_steps": 10}),
+    ]
+    facts = report_facts(write_study(tmp_path / "s", make_document("s"), trials))
+    changed = {row["name"] for row in facts["answer"]["changes"] if row["baseline"] != row["winner"]}
+    assert changed == {"batch_size"}
+
+
 def test_a_completed_run_without_a_loss_is_no_fresh_seed(
     tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
 ) -> None:
