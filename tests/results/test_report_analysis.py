@@ -102,8 +102,9 @@ def test_many_values_are_a_range(make_document: Callable[..., Row], make_trial: 
 
 
 def test_the_loss_at_a_rung_is_that_of_the_last_whole_step(make_trial: MakeTrial) -> None:
-    search = measured([], {1: [evaluation(0, 7.0), evaluation(2 * STEP_TOKENS, 6.0), evaluation(5 * STEP_TOKENS, 5.0)]})
     trial = make_trial(1)
+    seen = {1: [evaluation(0, 7.0), evaluation(2 * STEP_TOKENS, 6.0), evaluation(5 * STEP_TOKENS, 5.0)]}
+    search = measured([trial], seen)
     assert search.loss_at(trial, 2 * STEP_TOKENS) == 6.0
     assert search.loss_at(trial, 3 * STEP_TOKENS - 1) == 6.0
     assert search.loss_at(trial, 3 * STEP_TOKENS) is None  # a further step fits, and was not evaluated
@@ -212,6 +213,7 @@ def test_a_warm_up_of_whole_steps_is_counted_as_the_share_that_was_asked_for(mak
     trials = [
         make_trial(0, "completed", 5.0, warmup_steps=9, **schedule),
         make_trial(1, "completed", 4.0, warmup_steps=0, **schedule),  # 0.4 of a step
+        make_trial(2, "completed", 6.0),  # a constant rate has no warm-up
     ]
     shares = SearchParameter("warmup_frac", Choice((0.005, 0.095)))
     settings = instability(measured(trials, None, shares))["by_setting"]
@@ -358,6 +360,12 @@ def test_importance_wants_trials_and_two_parameters(make_trial: MakeTrial) -> No
     }  # fmt: skip
     failed = [make_trial(k, "failed", None) for k in range(20)]
     assert importance(measured(failed, None, LR, batch))["methods"] == []
+
+
+def test_what_no_trial_reads_has_no_importance(make_trial: MakeTrial) -> None:
+    lora = [SearchParameter(name, Choice((4, 8))) for name in ("lora_rank", "lora_alpha")]
+    found = importance(measured([make_trial(k, "completed", 5.0 + k) for k in range(12)], None, *lora))
+    assert found == {"reason": "the best trials read none of the searched ones", "methods": []}
 
 
 def test_equal_losses_have_no_variance_to_share(make_trial: MakeTrial) -> None:

@@ -11,7 +11,7 @@ from results.report.facts.analysis import Measured, Row
 from results.words import label, percent_words, range_words, value_words
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS, config_from
+from trainable.config import HYPERPARAMETERS
 from trainable.errors import count_words
 
 EDGE_FRAC = 0.05
@@ -27,11 +27,11 @@ def edges(measured: Measured) -> Iterator[Row]:
     best = measured.winner.trial
     if best is None or not measured.domains_known:
         return
-    config, point = config_from(best), measured.values(best)
+    point = measured.values(best)
     for parameter in measured.parameters:
         value = point.get(parameter.name)
         side = None if value is None else _side(parameter, value)
-        if side is None or _is_bound(parameter, side) or not config.reads(parameter.name):
+        if side is None or _is_bound(parameter, side):
             continue
         # What makes a model worse is not to be had more of; only a lower rate may yet be better.
         if measured.winner.worse_than_start and (parameter.name, side) != ("learning_rate", "low"):
