@@ -138,8 +138,9 @@ def from_json(document: Row) -> tuple[Attempt, ...]:
     """Return the attempts that to_json was given. Raises KeyError, TypeError or ValueError for anything else."""
     attempts = tuple(value_of(Attempt, entry) for entry in document["attempts"])
     for number, attempt in enumerate(attempts, start=1):
-        verdicts_of = [verdict.trial_id for verdict in attempt.verdicts]
-        if attempt.number != number or (verdicts_of and verdicts_of != list(attempt.candidates)):
+        verdicts_of = tuple(verdict.trial_id for verdict in attempt.verdicts)
+        is_whole = attempt.number == number and verdicts_of in ((), attempt.candidates)
+        if not (is_whole and attempt.candidates and attempt.seeds and 0.0 < attempt.alpha < 1.0):
             raise ValueError(f"attempt {number} is not whole")
     return attempts
 
