@@ -247,13 +247,11 @@ def _notes(best: _Best) -> list[str]:
     loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
         loss += f"; this is the baseline: {lost_lead_words(winner) or 'no completed trial beat it'}"
-    elif winner.standing == "trained":
-        pass  # a run of train has no baseline
-    elif base is None:
+    elif base is not None:
+        loss += f"; baseline {base:.4f}; difference {difference_words(trial['val_loss'] - base)}"
+    elif winner.standing != "trained":  # a run of train has no baseline
         status = STATUS_LABELS[winner.baseline["status"]] if winner.baseline else "not started"
         loss += f"; the baseline has not completed ({status})"
-    else:
-        loss += f"; baseline {base:.4f}; difference {difference_words(trial['val_loss'] - base)}"
     lines = [
         f"study {best.study}, trial {trial['trial_id']}, after {trial['tokens_seen']} training tokens",
         loss,

@@ -3,7 +3,6 @@
 A study's attempts are in confirmation.json, written and read back checked. Attempts are added, never erased.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -129,9 +128,8 @@ def judged(attempt: Attempt, trials: Sequence[Row]) -> Attempt:
 
 
 def to_json(attempts: Sequence[Attempt]) -> Row:
-    """Return the attempts as JSON's types."""
-    document: Row = json.loads(json.dumps({"attempts": [asdict(one) for one in attempts]}, allow_nan=False))
-    return document
+    """Return the attempts as the file holds them."""
+    return {"attempts": [asdict(one) for one in attempts]}
 
 
 def from_json(document: Row) -> tuple[Attempt, ...]:

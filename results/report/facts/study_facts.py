@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from statistics import fmean
 from typing import Any
 
@@ -200,12 +200,11 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
             # An interrupted trial that went on later keeps its first start.
             was_paused = (end - start).total_seconds() > active_s + PAUSE_S
             spans.append((end - timedelta(seconds=active_s) if was_paused else start, end))
-    total, until = 0.0, None
+    total, until = timedelta(), datetime.min.replace(tzinfo=UTC)
     for start, end in sorted(spans):
-        begin = start if until is None else max(start, until)
-        total += max(0.0, (end - begin).total_seconds())
-        until = end if until is None else max(end, until)
-    return None if until is None else total
+        total += max(timedelta(), end - max(start, until))
+        until = max(until, end)
+    return total.total_seconds() if spans else None
 
 
 def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row], metrics: Sequence[Row]) -> Row:
