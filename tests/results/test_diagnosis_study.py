@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from results.diagnosis.of_study import context_of_study, diagnose_study, report_of_study, report_of_trial
+from results.diagnosis.rules.start import after_hard_settings
 from results.diagnosis.run_view import Context, view
 from results.diagnosis.trace import RunTrace, trace_of_trial
 from results.study.folder import Study, create_study
@@ -128,6 +129,7 @@ def test_of_hard_settings_the_advice_is_not_the_learning_rate_alone(
     [finding] = report_of_trial(study, 0).findings
     assert finding.next_step.startswith(first)
     assert first in report_of_trial(study, 1).findings[0].next_step
+    assert after_hard_settings({"learning_rate": 0.03, "weight_decay": 0.1}, "a lower rate") == "a lower rate"
 
 
 def test_one_step_is_no_steps_and_a_part_of_the_text_not_read_0_times(

@@ -156,7 +156,8 @@ def after_hard_settings(settings: Mapping[str, Any], advice: str) -> str:
     """Return what to try: before the advice a dropout or weight decay that no learning rate makes good."""
     rate, decay, dropout = (float(settings.get(name, 0)) for name in ("learning_rate", "weight_decay", "dropout"))
     hard = f"dropout ({dropout:g})" if dropout >= HARD_DROPOUT else None
-    hard = f"weight decay ({decay:g})" if rate * decay >= HARD_DECAY else hard
+    # A rate that ruins any weights makes any decay a hard one.
+    hard = f"weight decay ({decay:g})" if rate * decay >= HARD_DECAY and rate < TOO_HIGH_LR else hard
     return f"a lower {hard}, which may alone have done it, then {advice}" if hard else advice
 
 
