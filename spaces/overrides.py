@@ -21,7 +21,7 @@ from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
-from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
+from spaces.warmup import WARMUP_FRAC, searched_steps, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
 
@@ -139,14 +139,17 @@ def _around(
     share = space.baseline_warmup_frac if baseline is None else warmup_share(config, space.domain(WARMUP_FRAC))
     assert share is not None
     active = active_point(space.parameters, {**asdict(config), WARMUP_FRAC: share})
-    was_read = [key for key in active if config.reads(key)]
+    # A warm-up in steps that is not read is 0 all the same.
+    was_read = [key for key in active if config.reads(key) or key == "warmup_steps"]
+    steps = searched_steps(config, space.domain("warmup_steps"))
     fixed = {key: value for key, value in pins.items() if key != "warmup_steps"}
     if any(getattr(config, key) != value for key, value in fixed.items() if key != "seed"):
         name = f"{name.removesuffix(', changed')}, changed"
     config = make_config(replace(config, warmup_steps=0), fixed)
     # Too short a time is refused where the space is checked, which names the least that works.
     if budget.speeds is None or budget.steps(config) >= 1:
-        config = with_warmup(config, budget, frac=share, steps=None)
+        steps = None if steps is None else min(steps, budget.steps(config))
+        config = with_warmup(config, budget, frac=share, steps=steps)
     parameters, new = _settled(
         _without_pinned(space, pins),
         {**asdict(config), WARMUP_FRAC: share},
@@ -154,8 +157,6 @@ def _around(
         widen=baseline is not None,
     )
     share = new.pop(WARMUP_FRAC, share)
-    if "warmup_steps" in new:
-        share = new.pop("warmup_steps") / config.training_steps
     config = make_config(config, new)
     return {"baseline_name": name, "baseline": config, "baseline_warmup_frac": share, "parameters": parameters}
 

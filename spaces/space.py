@@ -11,7 +11,7 @@ from spaces.budget import MEASURED_SIZES, Budget, Milestones, size_nodes
 from spaces.check import check_baseline, check_numbers, check_search, check_sizes, check_time
 from spaces.domains import Domain, SearchParameter, active_point, every_point
 from spaces.protocol import Evaluation, Scheduler, Searcher
-from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
+from spaces.warmup import WARMUP_FRAC, searched_steps, warmup_share, with_warmup
 from trainable.config import TrialConfig, make_config, shape_of, without_seed
 from trainable.errors import UserError
 
@@ -75,7 +75,8 @@ class SearchSpace:
         if share is None:
             share = warmup_share(self.baseline, self.domain(WARMUP_FRAC))
             object.__setattr__(self, "baseline_warmup_frac", share)
-        steps = self.user_settings.get("WARMUP_STEPS")
+        own_steps = searched_steps(self.baseline, self.domain("warmup_steps"))
+        steps = self.user_settings.get("WARMUP_STEPS", own_steps)
         baseline = with_warmup(self.baseline, self.budget, frac=share, steps=steps)
         object.__setattr__(self, "baseline", baseline)
         with self._placed():

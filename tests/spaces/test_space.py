@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,20 @@ def test_warmup_steps_are_the_same_in_every_trial(make_space: MakeSpace) -> None
     for batch_size in (2, 8):
         params = {"batch_size": batch_size, "lr_schedule": "linear", "warmup_steps": 20}
         assert space.config_for(params).warmup_steps == 20
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 12_800}, {"tokens": 25_600}, {"device_minutes": 5}])
+def test_the_baselines_warmup_is_its_own_number_of_steps_where_steps_are_searched(
+    make_space: MakeSpace, budget: dict[str, Any]
+) -> None:
+    baseline = {"batch_size": 4, "block_size": 32, "lr_schedule": "linear", "warmup_steps": 5}
+    search = {"warmup_steps": {"choice": [0, 5, 20]}, "lr_schedule": SCHEDULES}
+    space = make_space(search, baseline=baseline, budget=budget)
+    assert (space.baseline.warmup_steps, space.baseline_params()["warmup_steps"]) == (5, 5)
+    longer = Settings(device_s=600.0) if "device_minutes" in budget else Settings(budget_tokens=51_200)
+    assert with_overrides(space, longer).baseline.warmup_steps == 5
+    constant = replace(space.baseline, lr_schedule="constant", warmup_steps=0)
+    assert with_overrides(space, Settings(baseline=("constant", constant))).baseline.warmup_steps == 0
 
 
 def test_the_baselines_warmup_keeps_its_share_when_none_is_searched(make_space: MakeSpace) -> None:
