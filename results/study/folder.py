@@ -158,8 +158,8 @@ def check_study_name(name: str) -> None:
     if len(name) > MAX_NAME_CHARACTERS:
         raise UserError(f"STUDY: a name of {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed.")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        if "/" in name:
-            path = Path(name)
+        path = Path(name)
+        if "/" in name and path.name not in ("", ".."):
             # diagnose alone takes STUDY/TRIAL.
             path = path.parent if path.name.isdecimal() and not path.is_dir() else path
             remedy, there = f"STUDY={path.name}", path.parent.resolve()
