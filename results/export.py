@@ -20,6 +20,7 @@ from spaces.domains import Choice, Domain, FloatRange
 from spaces.overrides import Settings, space_of_document, with_overrides
 from spaces.read.load import load_space, space_from_toml
 from spaces.space import SearchSpace
+from spaces.warmup import WARMUP_FRAC
 from trainable.config import ENV_NAMES, TrialConfig, config_from
 from trainable.errors import NothingToDoError, UserError
 from trainable.model.model_names import DEFAULT_MODEL
@@ -140,13 +141,17 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     elif budget is not None:
         settings = replace(settings, budget_tokens=budget.tokens)
     # A budget that is too short for the largest shapes is refused here, with the least that works.
-    _follow(text, before, with_overrides(studied, settings))
+    after = with_overrides(studied, settings)
+    _follow(text, before, after)
     if own or budget is not None:
         in_file = budget or budget_of(document)
         time_s = in_file.device_s
         text["budget"] = {"tokens": in_file.tokens} if time_s is None else {"device_minutes": time_s / 60}
-    # A space has no seed: SEED sets it for every trial.
-    text["baseline"] = {name: value for name, value in asdict(best.config).items() if name != "seed"}
+    # What the winner does not read is within the domains. A space has no seed: SEED sets it for every trial.
+    baseline = {n: v if best.config.reads(n) else getattr(after.baseline, n) for n, v in asdict(best.config).items()}
+    share = None if best.config.has_warmup else after.baseline_params().get(WARMUP_FRAC)
+    warmup = {} if share is None else {WARMUP_FRAC: share, "warmup_steps": None}
+    text["baseline"] = {n: v for n, v in {**baseline, **warmup, "seed": None}.items() if v is not None}
     written = tomlkit.dumps(text)
     space_from_toml(written, name=before.name, path="the exported space")
     inputs = f"to search it with this study's model and text: {search_command(document, 'SPACE=...')}"
@@ -242,13 +247,11 @@ def _notes(best: _Best) -> list[str]:
     loss, base = f"val_loss {trial['val_loss']:.4f} nats/token", winner.baseline_val_loss
     if trial["is_baseline"]:
         loss += f"; this is the baseline: {lost_lead_words(winner) or 'no completed trial beat it'}"
-    elif winner.standing == "trained":
-        pass  # a run of train has no baseline
-    elif base is None:
+    elif base is not None:
+        loss += f"; baseline {base:.4f}; difference {difference_words(trial['val_loss'] - base)}"
+    elif winner.standing != "trained":  # a run of train has no baseline
         status = STATUS_LABELS[winner.baseline["status"]] if winner.baseline else "not started"
         loss += f"; the baseline has not completed ({status})"
-    else:
-        loss += f"; baseline {base:.4f}; difference {difference_words(trial['val_loss'] - base)}"
     lines = [
         f"study {best.study}, trial {trial['trial_id']}, after {trial['tokens_seen']} training tokens",
         loss,

@@ -92,7 +92,7 @@ def model_card(study: Study, trial: Row, winner: Winner, *, base_license: str | 
         f"- trained: {trial['tokens_seen']:,} tokens, {count_words(trial['optimizer_steps'], 'step')}, on "
         f"{document['device']['type']}",
         f"- versions: {', '.join(f'{name} {number}' for name, number in document['versions'].items())}",
-        *([f"- commit: {document['git_commit']}"] if document["git_commit"] else []),
+        *([f"- commit: {document['git_commit']}"] if document.get("git_commit") else []),
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

@@ -94,6 +94,23 @@ def budget_frac(trial: Mapping[str, Any]) -> float:
     return float(trial["tokens_seen"] / full_tokens(trial))
 
 
+def of_their_own(trials: Sequence[Row], metrics: Sequence[Row]) -> list[Row]:
+    """Return the trials as what they trained themselves, for their cost; metrics with tokens rising.
+
+    A run of train that goes on from a checkpoint's step counts from its model's start, and is first evaluated there.
+    """
+    starts = {row["trial_id"]: row for row in reversed(metrics)}
+    own = []
+    for trial in trials:
+        start = starts.get(trial["trial_id"])
+        if trial["purpose"] == "train" and start is not None:
+            steps = max(1, trial["training_steps"] - start["optimizer_steps"])
+            tokens = trial["tokens_seen"] - start["tokens_seen"]
+            trial = {**trial, "tokens_seen": tokens, "training_steps": steps, "warmup_steps": 0}
+        own.append(trial)
+    return own
+
+
 def seconds_a_token(trials: Sequence[Row]) -> float | None:
     """Return the median device time of a token: of the completed trials, or else of all that trained; None of none."""
     trained = [row for row in trials if row["tokens_seen"] and row["active_s"]]

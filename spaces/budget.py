@@ -56,48 +56,24 @@ class Speeds:
     def seconds_a_step(self, config: TrialConfig) -> float:
         """Return the time of a step of the configuration. Raises UserError for a shape outside the measured grid."""
         shape = shape_of(config)
-        found = self._between(shape, MEASURED_SIZES)
-        if found is None:
+        try:
+            return self._between(shape, MEASURED_SIZES)
+        except (KeyError, ValueError):
             raise UserError(
                 f"no speed is known of batch_size={shape.batch_size} x block_size={shape.block_size} x "
                 f"grad_accum_steps={shape.grad_accum_steps} in {shape.precision}. Start a new study, which measures it."
-            )
-        return found
+            ) from None
 
-    def _between(self, shape: TrialConfig, sizes: Sequence[str]) -> float | None:
-        known = self.step_s.get(shape)
-        if known is not None or not sizes:
-            return known
+    def _between(self, shape: TrialConfig, sizes: Sequence[str]) -> float:
+        """Return the time interpolated along `sizes`. Raises KeyError or ValueError outside the measured grid."""
+        if shape in self.step_s or not sizes:
+            return self.step_s[shape]
         name, *rest = sizes
         value = getattr(shape, name)
         nodes = {getattr(one, name) for one in self.step_s if _but_sizes(one) == _but_sizes(shape)}
-        low = max((node for node in nodes if node <= value), default=None)
-        high = min((node for node in nodes if node >= value), default=None)
-        if low is None or high is None:
-            return None
-        ends = [self._between(replace(shape, **{name: node}), rest) for node in (low, high)]
-        if ends[0] is None or ends[1] is None:
-            return None
-        share = (value - low) / (high - low) if high > low else 0.0
-        return ends[0] + share * (ends[1] - ends[0])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what study.json keeps: a row per shape, its sizes and what differs from the documented values."""
-        rows = [
-            {name: v for name, v in asdict(shape).items() if name in MEASURED_SIZES or v != getattr(DOCUMENTED, name)}
-            | {"step_s": step_s}
-            for shape, step_s in self.step_s.items()
-        ]
-        return {"evaluation_s": self.evaluation_s, "shapes": rows}
-
-    @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> "Speeds":
-        """Return the speeds that study.json keeps. Raises KeyError, UserError."""
-        step_s = {
-            make_config(DOCUMENTED, {name: value for name, value in row.items() if name != "step_s"}): row["step_s"]
-            for row in table["shapes"]
-        }
-        return cls(step_s=step_s, evaluation_s=table["evaluation_s"])
+        low, high = max(node for node in nodes if node <= value), min(node for node in nodes if node >= value)
+        at_low, at_high = (self._between(replace(shape, **{name: node}), rest) for node in (low, high))
+        return at_low + (at_high - at_low) * ((value - low) / (high - low) if high > low else 0.0)
 
 
 def size_nodes(name: str, domain: Domain) -> list[Any]:
@@ -180,10 +156,17 @@ class Budget:
         return tuple((tokens, self.steps(config, tokens)) for tokens in milestones_tokens)
 
     def to_json(self) -> dict[str, Any] | None:
-        """Return study.json's "device_time"; None for a budget of tokens."""
+        """Return study.json's "device_time", a row per shape of what differs from the documented values; None for a
+        budget of tokens."""
         if self.speeds is None:
             return None
-        return {"device_s": self.device_s, "evaluations": self.evaluations, **self.speeds.to_json()}
+        shapes = [
+            {name: v for name, v in asdict(shape).items() if name in MEASURED_SIZES or v != getattr(DOCUMENTED, name)}
+            | {"step_s": step_s}
+            for shape, step_s in self.speeds.step_s.items()
+        ]
+        of_evaluations = {"evaluations": self.evaluations, "evaluation_s": self.speeds.evaluation_s}
+        return {"device_s": self.device_s, **of_evaluations, "shapes": shapes}
 
 
 def budget_of(document: Mapping[str, Any]) -> Budget:
@@ -191,9 +174,13 @@ def budget_of(document: Mapping[str, Any]) -> Budget:
     time = document.get("device_time")
     if time is None:
         return Budget(tokens=document["budget_tokens"])
+    step_s = {
+        make_config(DOCUMENTED, {name: value for name, value in row.items() if name != "step_s"}): row["step_s"]
+        for row in time["shapes"]
+    }
     return Budget(
         tokens=document["budget_tokens"],
         device_s=time["device_s"],
         evaluations=time["evaluations"],
-        speeds=Speeds.from_json(time),
+        speeds=Speeds(step_s=step_s, evaluation_s=time["evaluation_s"]),
     )

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any
 
 from spaces.budget import MAX_DEVICE_S, MAX_TOKENS, Budget, duration_text
-from spaces.domains import Choice, SearchParameter, has_one_point, points, with_parents
+from spaces.domains import Choice, SearchParameter, every_point, has_one_point, points, with_parents
 from spaces.protocol import Evaluation, Scheduler, Searcher
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig, variable_of
 from trainable.errors import UserError, check_bounds
@@ -100,14 +100,8 @@ def check_search(
         if not isinstance(parameter.domain, Choice):
             remedy = 'Use choice = [...], or [searcher] name = "random"'
             raise UserError(f"[search] {parameter.name} is a range, and a grid takes values. {remedy}.")
-    if count_cells(parameters) > MAX_GRID_CELLS:
+    if sum(1 for _ in islice(every_point(parameters), MAX_GRID_CELLS + 1)) > MAX_GRID_CELLS:
         raise UserError(f"[search] the grid has more than {MAX_GRID_CELLS} cells. Drop values, or search at random.")
-
-
-def count_cells(parameters: Sequence[SearchParameter]) -> int:
-    """Return the number of the grid's cells, the baseline included, counted up to MAX_GRID_CELLS + 1."""
-    cells = points(parameters, lambda parameter: parameter.domain.examples())
-    return sum(1 for _ in islice(cells, MAX_GRID_CELLS + 1))
 
 
 def check_sizes(

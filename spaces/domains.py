@@ -142,6 +142,11 @@ def points(
             yield point
 
 
+def every_point(parameters: Sequence[SearchParameter]) -> Iterator[dict[str, Any]]:
+    """Yield points() of the domains' examples: of choices every combination."""
+    return points(parameters, lambda parameter: parameter.domain.examples())
+
+
 def with_parents(parameters: Sequence[SearchParameter], names: Collection[str]) -> list[SearchParameter]:
     """Return the named parameters and those on which they depend. `parameters` stand in topological order."""
     wanted = {*names}
@@ -158,6 +163,14 @@ def active_point(parameters: Sequence[SearchParameter], values: Mapping[str, Any
         if parameter.is_active(point):
             point[parameter.name] = values[parameter.name]
     return point
+
+
+def near_point(parameters: Sequence[SearchParameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return active_point() of the values, each moved to the nearest of its domain.
+
+    A warm-up share computed from whole steps may lie just outside its domain, or between two choices.
+    """
+    return active_point(parameters, {one.name: one.domain.nearest(values[one.name]) for one in parameters})
 
 
 def has_one_point(parameters: Sequence[SearchParameter]) -> bool:

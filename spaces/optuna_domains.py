@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from spaces.domains import Choice, Domain, IntRange, SearchParameter, active_point
+from spaces.domains import Choice, Domain, IntRange, SearchParameter, near_point
 from spaces.space import SearchSpace
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import TrialConfig
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 def point_of(space: SearchSpace, config: TrialConfig) -> dict[str, Any]:
     """Return a configuration as a point of the space: its active parameters, a warm-up share rounded to steps."""
-    # A share computed from whole steps may lie just outside its domain, which Optuna would refuse.
     values = {**asdict(config), WARMUP_FRAC: config.warmup_steps / config.training_steps}
-    return active_point(space.parameters, {one.name: one.domain.nearest(values[one.name]) for one in space.parameters})
+    return near_point(space.parameters, values)
 
 
 def distribution_of(domain: Domain) -> "BaseDistribution":

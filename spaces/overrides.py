@@ -13,16 +13,16 @@ from spaces.domains import (
     IntRange,
     SearchParameter,
     active_point,
+    every_point,
     has_one_point,
-    points,
     with_parents,
 )
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.read.space_files import shown_path
 from spaces.space import SearchSpace
-from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
-from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of, without_seed
+from spaces.warmup import WARMUP_FRAC, searched_steps, warmup_share, with_warmup
+from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
 
 
@@ -138,14 +138,18 @@ def _around(
     name, config = baseline or (space.baseline_name, space.baseline)
     share = space.baseline_warmup_frac if baseline is None else warmup_share(config, space.domain(WARMUP_FRAC))
     assert share is not None
-    was_read = active_point(space.parameters, {**asdict(config), WARMUP_FRAC: share})
+    active = active_point(space.parameters, {**asdict(config), WARMUP_FRAC: share})
+    # A warm-up in steps that is not read is 0 all the same.
+    was_read = [key for key in active if config.reads(key) or key == "warmup_steps"]
+    steps = searched_steps(config, space.domain("warmup_steps"))
     fixed = {key: value for key, value in pins.items() if key != "warmup_steps"}
     if any(getattr(config, key) != value for key, value in fixed.items() if key != "seed"):
         name = f"{name.removesuffix(', changed')}, changed"
     config = make_config(replace(config, warmup_steps=0), fixed)
     # Too short a time is refused where the space is checked, which names the least that works.
     if budget.speeds is None or budget.steps(config) >= 1:
-        config = with_warmup(config, budget, frac=share, steps=None)
+        steps = None if steps is None else min(steps, budget.steps(config))
+        config = with_warmup(config, budget, frac=share, steps=steps)
     parameters, new = _settled(
         _without_pinned(space, pins),
         {**asdict(config), WARMUP_FRAC: share},
@@ -153,8 +157,6 @@ def _around(
         widen=baseline is not None,
     )
     share = new.pop(WARMUP_FRAC, share)
-    if "warmup_steps" in new:
-        share = new.pop("warmup_steps") / config.training_steps
     config = make_config(config, new)
     return {"baseline_name": name, "baseline": config, "baseline_warmup_frac": share, "parameters": parameters}
 
@@ -227,21 +229,16 @@ def _widened(domain: Domain, value: Any) -> Domain:
 
 
 def unread_words(space: SearchSpace) -> list[str]:
-    """Return lines on the parameters that are searched and that no trial reads, and on cells of a grid that repeat."""
+    """Return a line for each parameter that is searched and that no trial reads."""
     lines = []
     for name in (parameter.name for parameter in space.parameters):
         parent = "use_lora" if name.startswith("lora_") else "lr_schedule"
         chosen = with_parents(space.parameters, (name, parent))
-        active = [point for point in points(chosen, lambda one: one.domain.examples()) if name in point]
+        active = [point for point in every_point(chosen) if name in point]
         values = dict.fromkeys(point.get(parent, getattr(space.baseline, parent)) for point in active)
         if not any(replace(space.baseline, warmup_steps=0, **{parent: value}).reads(name) for value in values):
             words = " or ".join(map(str, values))
             lines.append(f"{name} is searched, and no trial reads it: {parent} is {words}")
-    if space.searcher == "grid":
-        runs = [without_seed(space.config_for(point)) for point in space.grid_points()]
-        if twice := len(runs) - len(set(runs)):
-            differ = "they differ only in what is not read there. A `when` leaves them out"
-            lines.append(f"{twice} of the grid's {len(runs)} cells repeat another one: {differ}")
     return lines
 
 

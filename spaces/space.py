@@ -8,11 +8,11 @@ from math import ceil
 from typing import Any
 
 from spaces.budget import MEASURED_SIZES, Budget, Milestones, size_nodes
-from spaces.check import check_baseline, check_numbers, check_search, check_sizes, check_time, count_cells
-from spaces.domains import Domain, SearchParameter, active_point, points
+from spaces.check import check_baseline, check_numbers, check_search, check_sizes, check_time
+from spaces.domains import Domain, SearchParameter, active_point, every_point
 from spaces.protocol import Evaluation, Scheduler, Searcher
-from spaces.warmup import WARMUP_FRAC, warmup_share, with_warmup
-from trainable.config import TrialConfig, make_config, shape_of
+from spaces.warmup import WARMUP_FRAC, searched_steps, warmup_share, with_warmup
+from trainable.config import TrialConfig, make_config, shape_of, without_seed
 from trainable.errors import UserError
 
 
@@ -75,13 +75,14 @@ class SearchSpace:
         if share is None:
             share = warmup_share(self.baseline, self.domain(WARMUP_FRAC))
             object.__setattr__(self, "baseline_warmup_frac", share)
-        steps = self.user_settings.get("WARMUP_STEPS")
+        own_steps = searched_steps(self.baseline, self.domain("warmup_steps"))
+        steps = self.user_settings.get("WARMUP_STEPS", own_steps)
         baseline = with_warmup(self.baseline, self.budget, frac=share, steps=steps)
         object.__setattr__(self, "baseline", baseline)
         with self._placed():
             check_baseline(self.baseline_params(), self.parameters, baseline_name=self.baseline_name)
         if self.searcher == "grid":
-            object.__setattr__(self, "trials", count_cells(self.parameters))
+            object.__setattr__(self, "trials", len(self.grid_points()))
 
     @contextmanager
     def _placed(self) -> Iterator[None]:
@@ -154,11 +155,15 @@ class SearchSpace:
         return {n: self.baseline_warmup_frac if n == WARMUP_FRAC else getattr(self.baseline, n) for n in names}
 
     def grid_points(self) -> list[dict[str, Any]]:
-        """Return the baseline's point, then every other combination of the choices."""
+        """Return the baseline's point, then every other combination of the choices.
+
+        Of cells whose runs would be the same, such as warm-ups of a constant rate, the first stands for all.
+        """
         assert self.searcher == "grid", self.searcher
-        baseline = self.baseline_params()
-        cells = points(self.parameters, lambda parameter: parameter.domain.examples())
-        return [baseline, *(cell for cell in cells if cell != baseline)]
+        cells: dict[TrialConfig, dict[str, Any]] = {}
+        for cell in (self.baseline_params(), *every_point(self.parameters)):
+            cells.setdefault(without_seed(self.config_for(cell)), cell)
+        return list(cells.values())
 
     def rung_tokens(self) -> tuple[int, ...]:
         """Return the token counts at which the scheduler may stop a trial, increasing."""

@@ -24,6 +24,11 @@ def warmup_share(config: TrialConfig, domain: Domain | None) -> float:
     return share
 
 
+def searched_steps(config: TrialConfig, domain: Domain | None) -> int | None:
+    """Return the warm-up's steps where `domain`, in which steps are searched, has them: then they are no share."""
+    return config.warmup_steps if domain is not None and domain.contains(config.warmup_steps) else None
+
+
 def with_warmup(config: TrialConfig, budget: Budget, *, frac: float, steps: int | None) -> TrialConfig:
     """Return `config` with as many whole steps as fit into the budget and its warm-up, 0 if its schedule has none.
 

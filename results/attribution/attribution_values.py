@@ -121,7 +121,16 @@ def from_json(document: Mapping[str, Any]) -> Attribution:
         {"alone": _estimate(row, "alone", "alone_"), "shapley": _estimate(row, "shapley", "")}
         for row in document["settings"]
     ]
-    return value_of(Attribution, {**document, "effects": effects})
+    found = value_of(Attribution, {**document, "effects": effects})
+    named = {change for pair in found.interactions for change in (pair.first, pair.second)}
+    named |= {change for entry in found.unstable for change in entry.changes}
+    if (path := found.path) is not None:
+        named |= {*path.order, *path.best}
+        if len(path.losses) != len(path.order) + 1 or (path.order and path.share_frac is None):
+            raise ValueError("its path is not whole")
+    if not named <= {*range(len(found.settings))}:
+        raise ValueError("it names a change that is none of its settings")
+    return found
 
 
 def _estimate(row: Mapping[str, Any], mean: str, prefix: str) -> dict[str, Any] | None:

@@ -46,13 +46,14 @@ def changed_settings(before: TrialConfig, after: TrialConfig) -> tuple[Setting, 
     settings = []
     for name in names:
         fields = _GROUPS.get(name, (name,))
-        if any(_differs(field, before, after) for field in fields):
+        if any(differs(field, before, after) for field in fields):
             old, new = _value_text(name, before, after), _value_text(name, after, before)
             settings.append(Setting(name=name, fields=fields, before=old, after=new))
     return tuple(settings)
 
 
-def _differs(field: str, before: TrialConfig, after: TrialConfig) -> bool:
+def differs(field: str, before: TrialConfig, after: TrialConfig) -> bool:
+    """Return whether both read the field and it differs; a warm-up as a share of the run, but for whole steps."""
     if not (before.reads(field) and after.reads(field)):
         return False
     if field == "warmup_steps" and before.training_steps != after.training_steps:
@@ -72,7 +73,7 @@ def _value_text(name: str, config: TrialConfig, other: TrialConfig) -> str:
         if config.has_warmup:
             text += f", warm-up {100.0 * _warmup_share(config):.3g} %"
         for field in ("min_lr_frac", "decay_frac"):
-            if _differs(field, config, other):
+            if differs(field, config, other):
                 text += f", {field} {getattr(config, field):g}"
         return text
     if name == "lora":
@@ -80,7 +81,7 @@ def _value_text(name: str, config: TrialConfig, other: TrialConfig) -> str:
             return "all weights"
         text = f"LoRA rank {config.lora_rank}, alpha {config.lora_alpha}"
         for field in ("lora_dropout", "lora_targets"):
-            if _differs(field, config, other):
+            if differs(field, config, other):
                 text += f", {field.removeprefix('lora_')} {getattr(config, field)}"
         return text
     if name == "batch_size":

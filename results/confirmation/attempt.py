@@ -3,7 +3,6 @@
 A study's attempts are in confirmation.json, written and read back checked. Attempts are added, never erased.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -129,17 +128,17 @@ def judged(attempt: Attempt, trials: Sequence[Row]) -> Attempt:
 
 
 def to_json(attempts: Sequence[Attempt]) -> Row:
-    """Return the attempts as JSON's types."""
-    document: Row = json.loads(json.dumps({"attempts": [asdict(one) for one in attempts]}, allow_nan=False))
-    return document
+    """Return the attempts as the file holds them."""
+    return {"attempts": [asdict(one) for one in attempts]}
 
 
 def from_json(document: Row) -> tuple[Attempt, ...]:
     """Return the attempts that to_json was given. Raises KeyError, TypeError or ValueError for anything else."""
     attempts = tuple(value_of(Attempt, entry) for entry in document["attempts"])
     for number, attempt in enumerate(attempts, start=1):
-        verdicts_of = [verdict.trial_id for verdict in attempt.verdicts]
-        if attempt.number != number or (verdicts_of and verdicts_of != list(attempt.candidates)):
+        verdicts_of = tuple(verdict.trial_id for verdict in attempt.verdicts)
+        is_whole = attempt.number == number and verdicts_of in ((), attempt.candidates)
+        if not (is_whole and attempt.candidates and attempt.seeds and 0.0 < attempt.alpha < 1.0):
             raise ValueError(f"attempt {number} is not whole")
     return attempts
 

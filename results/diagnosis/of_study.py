@@ -8,7 +8,7 @@ from dataclasses import replace
 from results.diagnosis.diagnose import diagnose, ranked
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.render import Report, report_of_trace
-from results.diagnosis.rules.start import TOO_HIGH_LR
+from results.diagnosis.rules.start import TOO_HIGH_LR, after_hard_settings
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace import trace_of_trial
 from results.ranking import baseline_trial, ending_counts, final_loss, leaderboard, ranked_trials
@@ -21,6 +21,7 @@ from results.words import (
     list_words,
     percent_words,
     range_words,
+    scored_tokens,
     statuses_words,
     value_words,
 )
@@ -32,7 +33,6 @@ UNSTABLE_FRAC = 0.15
 WORST_TRIALS = 5
 MANY_PASSES = 3.0
 """Over a small text: what a model gains from more of them is that text alone."""
-WAS_STOPPED = "it was stopped as unstable"
 VERDICT_KINDS = {"nonfinite": "nonfinite", "divergence": "divergence", "floor": "collapse"}
 """The kind of finding that a verdict is, by its reason."""
 _HOW_IT_BROKE = {
@@ -58,7 +58,10 @@ def context_of_study(study: Study) -> Context:
     if not document["checkpoint_path"] and not model.startswith((".", "/", "~")):
         pretrained = model not in PRESETS
     return Context(
-        vocab_size=corpus["vocab_size"], pretrained=pretrained, unigram_entropy=float(corpus["unigram_entropy"])
+        vocab_size=corpus["vocab_size"],
+        pretrained=pretrained,
+        unigram_entropy=float(corpus["unigram_entropy"]),
+        eval_tokens=scored_tokens(document),
     )
 
 
@@ -87,6 +90,7 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
     if trial is None or (worse := worse_words(f"trial {trial['trial_id']}", end, start)) is None:
         return []
     passes = trial["tokens_seen"] / document["corpus"]["train_tokens"]
+    lower = after_hard_settings(trial, "a third of the learning rate or less, with a warm-up")
     longer = "then more steps, for the first ones cost a trained model something"
     read = f"the training text was read {passes:.1f} times"
     if passes < 1:
@@ -98,28 +102,38 @@ def _made_worse(study: Study, trial: Row | None) -> list[Diagnosis]:
             summary=worse,
             evidence=f"{count_words(trial['optimizer_steps'], 'step')}, "
             f"learning rate {trial['learning_rate']:.2e}; {read}",
-            next_step="try a third of the learning rate or less, with a warm-up; "
+            next_step=f"try {lower}; "
             + (longer if passes < MANY_PASSES else "then more text: what is read so often is learned by heart"),
         )
     ]
 
 
 def _with_own_verdict(trial: Row, findings: Sequence[Diagnosis]) -> list[Diagnosis]:
-    """Return the findings with the trial's own verdict, which is certain, among them."""
-    reason = str(trial["verdict"] or "").partition(" ")[0]
-    kind = VERDICT_KINDS.get(reason)
-    if trial["status"] != "unstable" or kind is None:
+    """Return the findings, and in place of one of its kind the trial's own verdict, which is certain."""
+    kind = _verdict_kind(trial)
+    if kind is None:
         return list(findings)
     same = next((finding for finding in findings if finding.kind == kind), None)
     own = Diagnosis(
         kind=kind,
         confidence=1.0,
-        summary=f"{WAS_STOPPED}: {trial['verdict']}",
+        summary=f"it was stopped as unstable: {trial['verdict']}",
         evidence=same.evidence if same else str(trial["verdict"]),
-        next_step=same.next_step if same else "lower the learning rate, or give the schedule a longer warm-up",
+        next_step=same.next_step
+        if same
+        else f"try {after_hard_settings(trial, 'a lower learning rate, or a longer warm-up')}",
         steps=(trial["optimizer_steps"],) * 2,
     )
-    return ranked([own, *(finding for finding in findings if finding.kind != kind)])
+    return [own, *(finding for finding in findings if finding.kind != kind)]
+
+
+def _verdict_kind(trial: Row) -> str | None:
+    """Return the kind of finding that the trial's own verdict is, None where it has none."""
+    return VERDICT_KINDS.get(_reason(trial)) if trial["status"] == "unstable" else None
+
+
+def _reason(trial: Row) -> str:
+    return str(trial["verdict"] or "").partition(" ")[0]
 
 
 def report_of_study(study: Study) -> Report:
@@ -175,7 +189,7 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     if good_rates:
         said.append(f"stable trials: {range_words(min(good_rates), max(good_rates))}")
         above = _limit(rates, good_rates)
-    reasons = sorted({str(trial["verdict"]).partition(" ")[0].rstrip(":") for trial in bad if trial["verdict"]})
+    reasons = sorted({_reason(trial) for trial in bad} - {""})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
     where = "; others held at such learning rates or higher ones" if good_rates else ", at all learning rates"
     if above:
@@ -239,34 +253,34 @@ def _baseline(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     )
 
 
-def _chosen(trials: Sequence[Row]) -> list[int]:
+def _chosen(trials: Sequence[Row]) -> list[Row]:
     order = [trial for trial in leaderboard(trials) if trial["optimizer_steps"]]
     broken = [trial for trial in order if trial["status"] == "unstable"]
     whole = [trial for trial in order if trial["status"] == "completed"]
     baseline = baseline_trial(trials)
     chosen = [baseline] if baseline is not None and baseline["optimizer_steps"] else []
     chosen += whole[:1] + broken[-WORST_TRIALS:] + whole[-2:]
-    return list(dict.fromkeys(trial["trial_id"] for trial in chosen))
+    return list({trial["trial_id"]: trial for trial in chosen}.values())
 
 
-def _of_trials(study: Study, trial_ids: Sequence[int]) -> Iterator[Diagnosis]:
-    context, rows = context_of_study(study), {row["trial_id"]: row for row in study.trials()}
+def _of_trials(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
+    context = context_of_study(study)
     by_kind: dict[tuple[str, bool], list[tuple[int, Diagnosis]]] = {}
-    for trial_id in trial_ids:
+    for trial in trials:
         try:
-            trace = trace_of_trial(study, trial_id)
+            trace = trace_of_trial(study, trial["trial_id"])
         except UserError:
             # Its steps are torn or gone; the endings above still count.
             continue
-        for finding in _with_own_verdict(rows[trial_id], diagnose(trace, context=context)):
+        for finding in _with_own_verdict(trial, diagnose(trace, context=context)):
             # A trial's own verdict is said of no other trial, such as a baseline that diverged and was not ended.
-            is_own = finding.summary.startswith(WAS_STOPPED)
-            by_kind.setdefault((finding.kind, is_own), []).append((trial_id, finding))
+            is_own = finding.kind == _verdict_kind(trial)
+            by_kind.setdefault((finding.kind, is_own), []).append((trial["trial_id"], finding))
     for cases in by_kind.values():
         trial_id, finding = max(cases, key=lambda case: case[1].confidence)
         others = sorted(other for other, _ in cases if other != trial_id)
         also = f" (also in {list_words([f'trial {other}' for other in others])})" if others else ""
         # One trial's fault explains less of a study than what all share.
-        share = math.sqrt(len(cases) / len(trial_ids))
+        share = math.sqrt(len(cases) / len(trials))
         summary, confidence = f"trial {trial_id}{also}: {finding.summary}", max(0.4, finding.confidence * share)
         yield replace(finding, summary=summary, confidence=confidence)

@@ -39,6 +39,8 @@ class Context:
     """Whether it began from weights that had learned the language."""
     unigram_entropy: float | None = None
     """Of its training tokens, nats/token."""
+    eval_tokens: int | None = None
+    """Held-out tokens scored per evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ class RunView:
     vocab_is_known: bool
     pretrained: bool | None
     unigram_entropy: float | None
+    eval_tokens: int | None
     train: Curve
     val: Curve
     grad_norm: Curve
@@ -133,10 +136,8 @@ class RunView:
     @property
     def announced_lr(self) -> float | None:
         """The peak that the record says was set, None where it says none."""
-        try:
-            return float(self.trace.announced["learning_rate"])
-        except (KeyError, ValueError):
-            return None
+        rate = float(self.trace.announced.get("learning_rate", "nan"))
+        return rate if math.isfinite(rate) else None
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -216,6 +217,7 @@ def view(trace: RunTrace, context: Context) -> RunView:
         vocab_is_known=is_named or names_gpt2,
         pretrained=pretrained,
         unigram_entropy=context.unigram_entropy,
+        eval_tokens=context.eval_tokens,
         train=train,
         val=val,
         grad_norm=_curve(trace, "grad_norm"),

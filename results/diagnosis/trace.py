@@ -94,7 +94,7 @@ def trace_of_trial(study: "Study", trial_id: int) -> RunTrace:
     def column(name: str, rows: Mapping[int, Mapping[str, float | None]] = by_step) -> Values:
         return tuple(rows[step][name] if step in rows else None for step in steps)
 
-    announced = ["lr_schedule", "precision", "learning_rate"]
+    announced = ["lr_schedule", "precision", "learning_rate", "weight_decay", "dropout"]
     announced += [] if trial["lr_schedule"] == "constant" else ["warmup_steps"]
     return RunTrace(
         source=f"trial {trial_id} of study {study.name}",

@@ -159,17 +159,13 @@ def check_study_name(name: str) -> None:
     if len(name) > MAX_NAME_CHARACTERS:
         raise UserError(f"STUDY: a name of {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed.")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        if "/" in name:
-            above, _, alone = name.rstrip("/").rpartition("/")
+        path = Path(name)
+        if "/" in name and path.name not in ("", ".."):
             # diagnose alone takes STUDY/TRIAL.
-            alone = Path(above).name if alone.isdecimal() and above else alone
-            there = Path(name).parent.resolve()
-            elsewhere = there != studies_dir().resolve() and (there / alone).is_dir()
-            remedy = (
-                f"STUDIES_DIR={shlex.quote(str(there))} STUDY={alone}"
-                if elsewhere
-                else f"its name alone, STUDY={alone}"
-            )
+            path = path.parent if path.name.isdecimal() and not path.is_dir() else path
+            remedy, there = f"STUDY={path.name}", path.parent.resolve()
+            is_elsewhere = path.is_dir() and there != studies_dir().resolve()
+            remedy = f"STUDIES_DIR={shlex.quote(str(there))} {remedy}" if is_elsewhere else f"its name alone, {remedy}"
             raise UserError(f"STUDY={name!r} cannot name a study: it is a path. Write {remedy}.")
         raise UserError(
             f"STUDY={name!r} cannot name a study: use letters, digits, '.', '-' and '_'; the first is not '.' or '-'."

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
-from results.study.planned_run import PlannedRun
-from results.study.tables import METRICS, STEPS, TRIALS, Row, previous_path, read_rows_or_previous, write_table
+from results.study.planned_run import PlannedRun, Row
+from results.study.tables import METRICS, STEPS, TRIALS, previous_path, read_rows_or_previous, write_table
 from trainable.config import config_from
 from trainable.regular_files import file_type
 from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict

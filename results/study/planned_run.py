@@ -10,6 +10,7 @@ from trainable.config import TrialConfig, config_from
 from trainable.rows import ENDINGS, Purpose
 
 Row = dict[str, Any]
+"""A table's row: value by column name; null is None, a time is aware and in UTC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

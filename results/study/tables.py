@@ -15,13 +15,11 @@ import pyarrow.parquet as pq
 
 from results.study.atomic import write_atomic
 from results.study.paths import shown
+from results.study.planned_run import Row
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError, reason
 from trainable.regular_files import MAX_FILE_BYTES, file_type, read_regular
 from trainable.rows import MetricsRow, Purpose, StepRow, TrialStatus
-
-Row = dict[str, Any]
-"""A table's row: value by column name; null is None, a time is aware and in UTC."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 _TIMES_US = tuple(int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (1970, 9999))

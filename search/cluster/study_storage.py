@@ -23,7 +23,7 @@ from trainable.data.remote_files import below, blocks_of, files_at, local_folder
 from trainable.errors import UserError, full_reason
 
 if TYPE_CHECKING:
-    from results.study.tables import Row
+    from results.study.planned_run import Row
     from trainable.checkpoint.checkpoint import Checkpoint
 
 INTERVAL_S = 30.0

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from results.ranking import ranked_trials, savings
+from results.ranking import of_their_own, ranked_trials, savings
 from results.study.folder import LATEST, Study, open_study
 from results.winner import to_json as winner_json
 from results.winner import winner_of
@@ -108,7 +108,7 @@ def speed_differences(budgets: Mapping[str, Budget]) -> list[str]:
 
 def _entry(study: Study, document: dict[str, Any]) -> dict[str, Any]:
     winner, trials = winner_of(study), ranked_trials(study.trials())
-    spent = savings(trials)
+    spent = savings(of_their_own(trials, study.metrics()))
     return {
         "study": study.name,
         "protocol": {

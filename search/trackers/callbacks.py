@@ -22,7 +22,7 @@ from tensorboardX.summary import scalar
 
 from results.ranking import ranked_trials
 from results.study.ledger import Ledger
-from results.study.tables import Row
+from results.study.planned_run import Row
 from spaces.optuna_domains import distribution_of, point_of
 from spaces.space import SearchSpace
 from trainable.config import config_from

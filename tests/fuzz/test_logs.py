@@ -70,6 +70,11 @@ FOUND = {
     "a length announced": b"total_steps: %b\nstep 1 loss 2\nstep 2 loss 2\n" % LONG,
     "an epoch": b"{'loss': 3, 'epoch': %b}\n{'loss': 3, 'epoch': 1}\n" % LONG
     + b"{'train_runtime': 9, 'train_steps_per_second': 9}\n",
+    "thousands of steps": b"step %bk loss 3\nstep 1k loss 3\n" % LONG,
+    "a number of JSON": b'{"step": 1, "loss": 3, "grad_norm": %b}\n{"step": 2, "loss": 3}\n' % LONG,
+    "no epoch": b'{"max_steps": 9, "num_train_epochs": 3, "log_history": [{"epoch": NaN, "loss": 3}, {"loss": 2}]}',
+    "a cell": b"step,loss,text\n1,3,%b\n2,3,a\n" % (b"x" * 200_000),
+    "a rate announced": b"learning rate: 1e999\n" + b"".join(b"step %d loss 5 lr 1e-3\n" % step for step in range(9)),
     "an epoch's head": b"Epoch %b\nloss 3\nloss 4\n{'train_runtime': 9, 'train_steps_per_second': 9}\n" % LONG,
 }
 """Logs that were found by the tests above, made small."""

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from results.confirmation.attempt import Attempt, judged, load_attempts, plan_attempt, planned_runs, write_attempts
 from results.study.folder import Study
-from results.study.tables import TRIALS, Row, write_table
+from results.study.planned_run import Row
+from results.study.tables import TRIALS, write_table
 
 
 def confirmation_rows(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from results.study.folder import Study
-from results.study.tables import METRICS, STEPS, TRIALS, Row, write_table
+from results.study.planned_run import Row
+from results.study.tables import METRICS, STEPS, TRIALS, write_table
 from spaces.budget import Speeds
 from spaces.domains import Choice, active_point
 from spaces.overrides import Settings, with_overrides

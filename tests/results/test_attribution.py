@@ -5,7 +5,9 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import combinations, permutations
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -560,6 +562,27 @@ def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
         found.effects[0].shapley.mean,
         found.effects[0].shapley.low,
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        (["path"], {"order": [9, 0]}),
+        (["path"], {"order": [-1, 0]}),
+        (["path"], {"best": [7]}),
+        (["path"], {"losses": [4.0]}),
+        (["path"], {"share_frac": None}),
+        (["interactions", 0], {"second": 7}),
+        (["unstable", 0], {"changes": [7]}),
+    ],
+)
+def test_a_change_that_is_none_of_the_settings_is_damage(part: list[Any], changes: dict[str, Any]) -> None:
+    losses = make_losses(4, ONE_INTERACTION)
+    losses[frozenset({1, 2})][0] = None
+    document: Any = to_json(attribute(losses, changed_settings(BEFORE, DOCUMENTED)))
+    reduce(getitem, part, document).update(changes)
+    with pytest.raises(ValueError, match=r"none of its settings|path is not whole"):
+        from_json(document)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", "{}", '{"settings": [], "path": null}'])

@@ -399,6 +399,14 @@ def test_a_field_of_another_type_is_damage(make_trial: MakeTrial, field: str, va
         from_json(document)
 
 
+@pytest.mark.parametrize("changes", [{"seeds": []}, {"candidates": []}, {"alpha": 1.5}, {"number": 3}])
+def test_an_attempt_that_cannot_be_judged_is_damage(make_trial: MakeTrial, changes: dict[str, Any]) -> None:
+    document = to_json(make_attempts(make_trial))
+    document["attempts"][1] |= changes
+    with pytest.raises(ValueError, match="attempt 2 is not whole"):
+        from_json(document)
+
+
 def test_the_interval_of_a_late_attempt_is_finite() -> None:
     losses = {1: {1: 4.9, 2: 4.95, 3: 5.0}, 2: {1: 5.01, 2: 5.1, 3: 5.04}}
     for verdict in judge({1: 5.0, 2: 5.1, 3: 5.05}, losses, alpha=attempt_alpha(60), next_alpha=attempt_alpha(61)):

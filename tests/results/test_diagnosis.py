@@ -469,6 +469,9 @@ def test_validation_that_is_training(log: Path) -> None:
 def test_a_suspicious_gap_between_the_losses(log: Path) -> None:
     rows = [(step, train, train - 0.9, rate) for step, train, _, rate in falling(3.9, 3.2)]
     assert kinds(found(log, owner_log(rows, 5000))) == ["train_val_gap"]
+    # Few tokens are all easy by chance.
+    assert kinds(found(log, owner_log(rows, 5000), Context(eval_tokens=4096))) == ["train_val_gap"]
+    assert kinds(found(log, owner_log(rows, 5000), Context(eval_tokens=256))) == []
     dropout = [(step, train + 0.3, train, rate) for step, train, _, rate in falling(3.9, 3.2)]
     assert found(log, owner_log(dropout, 5000)) == []
 

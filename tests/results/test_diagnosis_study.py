@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from results.diagnosis.of_study import context_of_study, diagnose_study, report_of_study, report_of_trial
+from results.diagnosis.rules.start import after_hard_settings
 from results.diagnosis.run_view import Context, view
 from results.diagnosis.trace import RunTrace, trace_of_trial
 from results.study.folder import Study, create_study
@@ -82,7 +83,7 @@ def fill(
                 training_steps=STEP_COUNT,
                 optimizer_steps=last,
                 tokens_seen=4096 * last,
-                verdict="divergence: the median loss rose" if diverges else None,
+                verdict=f"divergence at step {last}: the median loss rose" if diverges else None,
                 **changes,
             )
         )
@@ -109,6 +110,26 @@ def test_what_made_the_model_worse_is_not_called_sound(study: Study, make_trial:
     assert report_of_trial(study, 1).findings[0].summary.startswith("trial 1 makes the model worse")
     started(study, 7.65)
     assert diagnose_study(study) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, "try a third of"),
+        ({"dropout": 0.5}, "try a lower dropout (0.5), which may alone have done it, then a third of"),
+        ({"weight_decay": 3.0}, "try a lower weight decay (3), which may alone have done it, then a third of"),
+        ({"weight_decay": 1.0}, "try a third of"),
+    ],
+)
+def test_of_hard_settings_the_advice_is_not_the_learning_rate_alone(
+    study: Study, make_trial: Callable[..., dict[str, Any]], settings: dict[str, float], first: str
+) -> None:
+    fill(study, make_trial, [1e-3, 1e-3], unstable={1}, **settings)
+    started(study, 4.2)
+    [finding] = report_of_trial(study, 0).findings
+    assert finding.next_step.startswith(first)
+    assert first in report_of_trial(study, 1).findings[0].next_step
+    assert after_hard_settings({"learning_rate": 0.03, "weight_decay": 0.1}, "a lower rate") == "a lower rate"
 
 
 def test_one_step_is_no_steps_and_a_part_of_the_text_not_read_0_times(
@@ -158,7 +179,6 @@ def test_a_trials_own_verdict_is_said_of_no_trial_that_was_not_ended(
     fill(study, make_trial, [1e-2, 1e-2, 1e-3], unstable={0, 1})
     baseline, ended, other = study.trials()
     baseline |= {"status": "completed", "verdict": None}
-    ended |= {"verdict": "divergence at step 250: the median loss rose"}
     write_table(study.trials_path, [baseline, ended, other], TRIALS)
     summaries = [finding.summary for finding in diagnose_study(study) if finding.kind == "divergence"]
     assert len(summaries) == 2
@@ -306,4 +326,5 @@ def test_what_the_study_knows_of_its_model(
     studies: Path, make_document: Callable[..., dict[str, Any]], changes: dict[str, Any], pretrained: bool | None
 ) -> None:
     study = create_study("one", make_document(name="one", **changes))
-    assert context_of_study(study) == Context(vocab_size=2048, pretrained=pretrained, unigram_entropy=6.35)
+    known = Context(vocab_size=2048, pretrained=pretrained, unigram_entropy=6.35, eval_tokens=9920)
+    assert context_of_study(study) == known

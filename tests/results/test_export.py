@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from results.export import ENV_ORDER, export_cli, export_env, export_json, export_toml, search_command, write_best
+from results.model_card import model_card
 from results.study.folder import Study, create_study
 from results.study.tables import TRIALS, write_table
+from results.winner import winner_of
 from search.options import read_options, with_origin
 from spaces.budget import Budget
 from spaces.domains import Choice, FloatRange
@@ -397,6 +399,27 @@ def test_toml_searches_no_more_what_the_study_had_pinned(make_study: MakeStudy) 
         shutil.rmtree(study.path)
 
 
+def test_toml_widens_no_domain_to_what_the_winner_does_not_read(make_study: MakeStudy) -> None:
+    toml = """
+trials = 4
+[baseline]
+lr_schedule = "linear"
+warmup_frac = 0.1
+[budget]
+tokens = 409_600
+[search]
+lr_schedule = { choice = ["constant", "linear"] }
+warmup_frac = { uniform = [0.05, 0.2] }
+lora_rank = { choice = [16, 8] }
+"""
+    winner = make_config(DOCUMENTED, {"training_steps": 100, "lora_rank": 4})
+    study = make_study(winner, space={"name": "own", "path": "own.toml", "description": "", "toml": toml})
+    space = space_from_toml(export_toml(study), name="own", path="own.toml")
+    assert space.domain("warmup_frac") == FloatRange(0.05, 0.2)
+    assert space.domain("lora_rank") == Choice((16, 8))
+    assert space.baseline == replace(winner, lora_rank=8)
+
+
 def test_a_study_that_searched_no_space_exports_the_plateau_space_around_its_configuration(
     make_study: MakeStudy,
 ) -> None:
@@ -406,6 +429,19 @@ def test_a_study_that_searched_no_space_exports_the_plateau_space_around_its_con
     assert {parameter.name for parameter in space.parameters} == {
         parameter.name for parameter in load_space("plateau").parameters
     }
+
+
+def test_a_models_card_names_its_trial_and_a_commit_only_where_one_is_known(make_study: MakeStudy) -> None:
+    study = make_study()
+    document = {**study.document(), "git_commit": "5f4a746512483f77e7f5959d3624a9316b2cfac2"}
+    for commit in (True, False):
+        study.study_json.write_text(json.dumps(document))
+        winner = winner_of(study)
+        assert winner.trial is not None
+        card = model_card(study, winner.trial, winner, base_license=None)
+        assert "Trial 7 of study one" in card
+        assert ("- commit: 5f4a" in card) == commit
+        document.pop("git_commit", None)
 
 
 def test_the_origin_of_exported_variables_is_told_where_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

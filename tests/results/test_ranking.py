@@ -14,6 +14,7 @@ from results.ranking import (
     final_loss,
     full_tokens,
     leaderboard,
+    of_their_own,
     ranked_trials,
     savings,
 )
@@ -123,6 +124,15 @@ def test_each_trial_has_a_full_budget_of_its_own(make_trial: MakeTrial) -> None:
     assert [budget_frac(one) for one in (two, three)] == [1 / 2, 1 / 3]
     assert savings([two]).tokens_full == 1_200
     assert savings([three]).device_s_full == 3.0
+
+
+def test_a_run_from_a_checkpoint_costs_what_it_trained_itself(make_trial: MakeTrial) -> None:
+    start = {"trial_id": 0, "optimizer_steps": 8, "tokens_seen": 8 * 4_096}
+    metrics = [start, {**start, "optimizer_steps": 9, "tokens_seen": 9 * 4_096}]
+    trial = make_trial(0, "unstable", tokens_seen=9 * 4_096, training_steps=10, warmup_steps=9, active_s=1.0)
+    found = savings(of_their_own([{**trial, "purpose": "train"}], metrics))
+    assert (found.tokens_spent, found.tokens_full, found.device_s_full) == (4_096, 2 * 4_096, 2.0)
+    assert of_their_own([trial], metrics) == [trial]  # a trial of a search begins at step 0
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed", "out_of_memory", "completed"])

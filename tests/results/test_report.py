@@ -14,7 +14,8 @@ import pytest
 from results.report.facts.study_facts import report_facts
 from results.report.page import fenced, markdown, report_html, write_reports
 from results.study.folder import Study
-from results.study.tables import METRICS, TRIALS, Row, write_table
+from results.study.planned_run import Row
+from results.study.tables import METRICS, TRIALS, write_table
 from tests.results.report_study import make_report_study
 
 MakeTrial = Callable[..., Row]

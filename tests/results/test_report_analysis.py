@@ -102,8 +102,9 @@ def test_many_values_are_a_range(make_document: Callable[..., Row], make_trial: 
 
 
 def test_the_loss_at_a_rung_is_that_of_the_last_whole_step(make_trial: MakeTrial) -> None:
-    search = measured([], {1: [evaluation(0, 7.0), evaluation(2 * STEP_TOKENS, 6.0), evaluation(5 * STEP_TOKENS, 5.0)]})
     trial = make_trial(1)
+    seen = {1: [evaluation(0, 7.0), evaluation(2 * STEP_TOKENS, 6.0), evaluation(5 * STEP_TOKENS, 5.0)]}
+    search = measured([trial], seen)
     assert search.loss_at(trial, 2 * STEP_TOKENS) == 6.0
     assert search.loss_at(trial, 3 * STEP_TOKENS - 1) == 6.0
     assert search.loss_at(trial, 3 * STEP_TOKENS) is None  # a further step fits, and was not evaluated
@@ -207,6 +208,23 @@ def test_a_parameter_that_the_best_does_not_read_has_no_edge(make_trial: MakeTri
 # --- instability
 
 
+def test_a_warm_up_of_whole_steps_is_counted_as_the_share_that_was_asked_for(make_trial: MakeTrial) -> None:
+    schedule = {"lr_schedule": "linear", "training_steps": 90}
+    trials = [
+        make_trial(0, "completed", 5.0, warmup_steps=9, **schedule),
+        make_trial(1, "completed", 4.0, warmup_steps=0, **schedule),  # 0.4 of a step
+        make_trial(2, "completed", 6.0),  # a constant rate has no warm-up
+    ]
+    shares = SearchParameter("warmup_frac", Choice((0.005, 0.095)))
+    settings = instability(measured(trials, None, shares))["by_setting"]
+    assert [(row["label"], row["trials"]) for row in settings if row["name"] == "warmup_frac"] == [
+        ("0.005", 1),
+        ("0.095", 1),
+    ]
+    decades = SearchParameter("warmup_frac", FloatRange(0.005, 0.3, log=True))
+    assert [row["side"] for row in edges(measured(trials, None, decades))] == ["low"]
+
+
 def test_unstable_share_and_where(make_trial: MakeTrial) -> None:
     trials = [
         make_trial(0, "completed", 5.0, learning_rate=1e-5),
@@ -238,6 +256,10 @@ def test_every_trial_is_in_one_interval_of_the_rate(make_trial: MakeTrial) -> No
     shares = [row["trials"] for row in found["by_setting"] if row["name"] == "learning_rate"]
     assert shares == [1, 1, 1, 1, 1, 2]
     assert sum(cell["trials"] for cell in found["cells"]) == len(rates)
+    # The ends' ratio is beyond every float.
+    rate = SearchParameter("learning_rate", FloatRange(1e-320, 1.0, log=True))
+    wide = instability(measured([make_trial(0, "completed", 5.0, learning_rate=1e-5)], None, rate))
+    assert [row["trials"] for row in wide["by_setting"]] == [0] * 7 + [1]
 
 
 def test_a_rate_that_was_not_searched_has_no_map(make_trial: MakeTrial) -> None:
@@ -338,6 +360,12 @@ def test_importance_wants_trials_and_two_parameters(make_trial: MakeTrial) -> No
     }  # fmt: skip
     failed = [make_trial(k, "failed", None) for k in range(20)]
     assert importance(measured(failed, None, LR, batch))["methods"] == []
+
+
+def test_what_no_trial_reads_has_no_importance(make_trial: MakeTrial) -> None:
+    lora = [SearchParameter(name, Choice((4, 8))) for name in ("lora_rank", "lora_alpha")]
+    found = importance(measured([make_trial(k, "completed", 5.0 + k) for k in range(12)], None, *lora))
+    assert found == {"reason": "the best trials read none of the searched ones", "methods": []}
 
 
 def test_equal_losses_have_no_variance_to_share(make_trial: MakeTrial) -> None:

@@ -15,7 +15,8 @@ from results.attribution.design import changed_settings
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown, write_reports
 from results.study.folder import Study
-from results.study.tables import METRICS, TRIALS, Row, write_table
+from results.study.planned_run import Row
+from results.study.tables import METRICS, TRIALS, write_table
 from tests.results.confirmed import add_attempt
 from tests.results.report_study import make_report_study
 from trainable.config import DOCUMENTED
@@ -299,6 +300,19 @@ def test_a_schedule_that_the_winner_dropped_is_a_change(
         "lr_schedule": ("wsd", "constant"),
         "warmup_frac": (0.1, None),
     }
+
+
+def test_a_warm_up_of_the_same_share_is_no_change(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    warm = {"lr_schedule": "linear", "training_steps": 25, "warmup_steps": 2}  # 0.1 of either run, in whole steps
+    trials = [
+        make_trial(0, "completed", 5.0, **warm),
+        make_trial(1, "completed", 4.5, **warm | {"batch_size": 8, "training_steps": 100, "warmup_steps": 10}),
+    ]
+    facts = report_facts(write_study(tmp_path / "s", make_document("s"), trials))
+    changed = {row["name"] for row in facts["answer"]["changes"] if row["baseline"] != row["winner"]}
+    assert changed == {"batch_size"}
 
 
 def test_a_completed_run_without_a_loss_is_no_fresh_seed(

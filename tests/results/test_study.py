@@ -263,8 +263,12 @@ def test_an_unknown_study_gets_the_nearest_name(studies: Path, make_document: Ma
     folder = studies.parent / "moved to"
     folder.mkdir()
     (studies / "moved").rename(folder / "moved")
-    with pytest.raises(UserError, match=r"it is a path. Write STUDIES_DIR='/.*/moved to' STUDY=moved\.$"):
-        open_study(str(folder / "moved"))
+    for path in ("/", "../.."):
+        with pytest.raises(UserError, match="cannot name a study: use letters"):
+            open_study(path)
+    for path in ("moved", "moved/3"):
+        with pytest.raises(UserError, match=r"it is a path. Write STUDIES_DIR='/.*/moved to' STUDY=moved\.$"):
+            open_study(str(folder / path))
 
 
 @pytest.mark.parametrize("name", ["latest", "plateau"])

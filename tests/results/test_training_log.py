@@ -343,6 +343,13 @@ def test_what_several_lines_say_of_one_step_is_one_row(log: Path, text: str) -> 
     assert all(5 < loss < 10 for loss in trace.series("train_loss")[1])
 
 
+@pytest.mark.parametrize("loss", ["3.9", "nan", "inf"])
+def test_an_evaluation_that_two_lines_say_is_one(log: Path, loss: str) -> None:
+    steps = (f"step {step}: train loss 3.2, val loss {loss}\nstep {step} | val loss {loss}\n" for step in range(9))
+    trace = read(log, "".join(steps))
+    assert (trace.steps, trace.restarts, trace.earlier_runs) == (tuple(range(9)), (), ())
+
+
 def test_losses_in_bits_are_shown_in_nats(log: Path) -> None:
     rows = [
         f'2022-05-01 10:00:00 | INFO | train_inner | {{"epoch": 1, "update": 0.1, "loss": "{bits}", '

@@ -233,6 +233,23 @@ def test_a_range_is_widened_to_hold_another_baseline() -> None:
     ]
 
 
+def test_no_domain_is_widened_to_a_value_that_the_baseline_does_not_read(make_space: MakeSpace) -> None:
+    searched = {
+        "lr_schedule": {"choice": ["constant", "linear"]},
+        "warmup_frac": {"uniform": [0.05, 0.3]},
+        "use_lora": {"choice": [False, True]},
+        "lora_rank": {"choice": [8, 16]},
+    }
+    baseline = {"batch_size": 4, "block_size": 32, "lr_schedule": "linear", "warmup_frac": 0.1}
+    space = make_space(searched, baseline=baseline)
+    winner = replace(space.baseline, lr_schedule="constant", warmup_steps=0, lora_rank=4)
+    again = with_overrides(space, Settings(baseline=("winner", winner)))
+    assert widening_words(space, again) == []
+    assert again.baseline == replace(winner, lora_rank=8)
+    read = with_overrides(space, Settings(baseline=("winner", replace(winner, use_lora=True))))
+    assert read.domain("lora_rank") == Choice((8, 16, 4))
+
+
 def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
     searched = {
         "lora_rank": {"choice": [4, 8]},
@@ -252,15 +269,6 @@ def test_what_no_trial_reads_is_said(make_space: MakeSpace) -> None:
     assert unread_words(make_space({**searched, **apart}))[2:] == [
         "warmup_frac is searched, and no trial reads it: lr_schedule is constant"
     ]
-
-
-def test_the_cells_of_a_grid_that_are_alike_are_said(make_space: MakeSpace) -> None:
-    cells: dict[str, Any] = {"lr_schedule": {"choice": ["constant", "linear"]}, "warmup_steps": {"choice": [0, 1, 2]}}
-    told = "2 of the grid's 6 cells repeat another one: they differ only in what is not read there. A `when` leaves"
-    [line] = unread_words(make_space(cells, searcher={"name": "grid"}, trials=None))
-    assert line.startswith(told)
-    cells["warmup_steps"] |= {"when": {"lr_schedule": ["linear"]}}
-    assert unread_words(make_space(cells, searcher={"name": "grid"}, trials=None)) == []
 
 
 def test_a_baseline_found_by_a_search_comes_back_with_its_share() -> None:

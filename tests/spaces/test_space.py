@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,20 @@ def test_warmup_steps_are_the_same_in_every_trial(make_space: MakeSpace) -> None
         assert space.config_for(params).warmup_steps == 20
 
 
+@pytest.mark.parametrize("budget", [{"tokens": 12_800}, {"tokens": 25_600}, {"device_minutes": 5}])
+def test_the_baselines_warmup_is_its_own_number_of_steps_where_steps_are_searched(
+    make_space: MakeSpace, budget: dict[str, Any]
+) -> None:
+    baseline = {"batch_size": 4, "block_size": 32, "lr_schedule": "linear", "warmup_steps": 5}
+    search = {"warmup_steps": {"choice": [0, 5, 20]}, "lr_schedule": SCHEDULES}
+    space = make_space(search, baseline=baseline, budget=budget)
+    assert (space.baseline.warmup_steps, space.baseline_params()["warmup_steps"]) == (5, 5)
+    longer = Settings(device_s=600.0) if "device_minutes" in budget else Settings(budget_tokens=51_200)
+    assert with_overrides(space, longer).baseline.warmup_steps == 5
+    constant = replace(space.baseline, lr_schedule="constant", warmup_steps=0)
+    assert with_overrides(space, Settings(baseline=("constant", constant))).baseline.warmup_steps == 0
+
+
 def test_the_baselines_warmup_keeps_its_share_when_none_is_searched(make_space: MakeSpace) -> None:
     space = make_space({"batch_size": BATCHES, "lr_schedule": SCHEDULES}, baseline=WARM)
     assert space.baseline.warmup_steps == 10
@@ -107,6 +122,21 @@ def test_a_grid_is_every_combination_once_the_baseline_first(make_space: MakeSpa
         {"lr_schedule": "constant", "batch_size": 8},
     ]
     assert space.trials == 6
+
+
+def test_a_grid_runs_cells_that_differ_in_what_neither_reads_once(make_space: MakeSpace) -> None:
+    search = {
+        "warmup_frac": {"choice": [0.0, 0.1, 0.101]},  # the last two are the same number of steps
+        "lr_schedule": {"choice": ["constant", "linear"]},
+        "lora_rank": {"choice": [8, 16]},
+    }
+    space = make_space(search, searcher={"name": "grid"}, trials=None)
+    assert space.grid_points() == [
+        {"warmup_frac": 0.0, "lr_schedule": "constant", "lora_rank": 8},
+        {"warmup_frac": 0.0, "lr_schedule": "linear", "lora_rank": 8},
+        {"warmup_frac": 0.1, "lr_schedule": "linear", "lora_rank": 8},
+    ]
+    assert space.trials == 3
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def read_owner_progress(line: bytes) -> LogRow | None:
     if match is None:
         return None
     step, total, speed, eta = match.groups()
-    eta_s = _if_measured(60 * _float(eta))
+    eta_s = if_measured(60 * _float(eta))
     row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=eta_s)
     return None if row.step is None else row
 
@@ -258,7 +258,7 @@ def _read_step(row: LogRow, line: bytes) -> None:
     if bar:
         row.is_bar = found is None
         hours, minutes, seconds = (_float(part or b"0") for part in bar.groups()[2:])
-        row.bar_s = _if_measured(hours * 3600 + minutes * 60 + seconds)
+        row.bar_s = if_measured(hours * 3600 + minutes * 60 + seconds)
         row.step, row.total_steps = _step(bar[1]), _step(bar[2])
     if found:
         row.step = _step(found[2])
@@ -335,14 +335,14 @@ def _read_times(row: LogRow, line: bytes) -> None:
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
     if with_unit := _STEP_TIME_UNIT.search(line):
-        row.step_time_s = _if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
+        row.step_time_s = if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
     for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
         match = pattern.search(line)
         if match and getattr(row, name) is None:
             setattr(row, name, _scaled(match))
     if row.step_time_s is None and row.elapsed_s is None:
         if bare_ms := _BARE_MS.search(line):
-            row.step_time_s = _if_measured(_float(bare_ms[1]) / 1000)
+            row.step_time_s = if_measured(_float(bare_ms[1]) / 1000)
         elif bare_s := _BARE_S.search(line):
             row.bare_s = _measured(bare_s[1])
     if eta := _ETA.search(line):
@@ -359,21 +359,20 @@ def _in_seconds(match: re.Match[bytes]) -> bytes:
 
 
 def _scaled(match: re.Match[bytes]) -> float | None:
-    return _if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
+    return if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
 def _step(text: bytes) -> int | None:
-    if text[-1:] in b"kK":
-        return round(_float(text[:-1]) * 1000)
-    value = _float(text)
-    return int(text.replace(b",", b"")) if value <= MAX_STEP else None
+    value = 1000 * _float(text[:-1]) if text[-1:] in b"kK" else _float(text)
+    return round(value) if value <= MAX_STEP else None
 
 
 def _measured(text: bytes) -> float | None:
-    return _if_measured(_float(text))
+    return if_measured(_float(text))
 
 
-def _if_measured(value: float) -> float | None:
+def if_measured(value: float) -> float | None:
+    """Return a time, an epoch or a speed, None for what can be none."""
     return value if value == 0 or MEASURED[0] <= value <= MEASURED[1] else None
 
 

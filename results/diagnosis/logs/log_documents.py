@@ -115,6 +115,8 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return line.split()
     if delimiter == "|":
         line = line.strip().strip("|")
+    # The module refuses a longer cell, and so may a longer line be one.
+    line = line[: csv.field_size_limit()]
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 
-from results.diagnosis.logs.lines import LOSS_NAMES, MAX_STEP, OTHER_WORDS, VAL_WORDS, LogRow
+from results.diagnosis.logs.lines import LOSS_NAMES, MAX_STEP, OTHER_WORDS, VAL_WORDS, LogRow, if_measured
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _BOUNDS = ("__min", "__max")
@@ -23,6 +23,7 @@ _SPEED_NAMES = (("steps", "per", "second"), ("train", "steps", "per", "second"),
 _TOTAL_NAMES = (("total", "steps"), ("max", "steps"))
 _TIMES = {("step", "time", "s"): 1.0, ("step", "time"): 1.0, ("step", "time", "ms"): 0.001, ("dt", "ms"): 0.001,
           ("iter", "time"): 1.0, ("iter", "time", "ms"): 0.001}  # fmt: skip
+_MEASURED = ("epoch", "elapsed_s", "steps_per_s", "step_time_s")
 _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:e[-+]?\d+)?)(k|m|%)?", re.I)
 _SUFFIXES = {"k": 1e3, "m": 1e6}
 TENSORBOARD_COLUMNS = ("wall time", "step", "value")
@@ -47,6 +48,8 @@ def row_of(values: Mapping[str, object]) -> LogRow | None:
         field, *rank = meaning
         is_count = field in ("step", "total_steps")
         if is_count and not (0 <= number <= MAX_STEP):
+            continue
+        if field in _MEASURED and (number := if_measured(number)) is None:
             continue
         if field not in ranks or tuple(rank) < ranks[field]:
             ranks[field] = (rank[0], rank[1])
@@ -111,7 +114,7 @@ def number_of(value: object) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
-        return float(value) if abs(value) < 1e300 or value != value or math.isinf(value) else None
+        return None if 1e300 <= abs(value) < math.inf else float(value)
     text = str(value).strip().strip("'\"")
     if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return float(text)

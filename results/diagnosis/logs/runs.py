@@ -13,7 +13,9 @@ _PAIRS = (("train_loss", "train_perplexity"), ("val_loss", "val_perplexity"))
 
 def is_same(a: float | None, b: float | None) -> bool:
     """Whether two losses may be one, printed with other decimals; whatever is not recorded may be anything."""
-    return a is None or b is None or any(round(a, digits) == round(b, digits) in (a, b) for digits in (2, 3, 4, 17))
+    if a is None or b is None or (math.isnan(a) and math.isnan(b)):
+        return True
+    return any(round(a, digits) == round(b, digits) in (a, b) for digits in (2, 3, 4, 17))
 
 
 def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:

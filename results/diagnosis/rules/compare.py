@@ -1,5 +1,6 @@
 """Rules that set the training and the validation loss against each other."""
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -10,6 +11,8 @@ from results.diagnosis.run_view import RunView, evenly, noise_sd
 
 OVERFIT_NOISE = 4.0
 MILD_NOISE = 2.0
+ERROR_OF_1024, GAP_ERRORS = 0.13, 4
+"""A loss's standard error on 1,024 held-out tokens, in nats, and how many of them a gap is more than chance by."""
 UNSTABLE = {"divergence", "collapse", "nonfinite", "learning_rate_jump", "spike"}
 
 
@@ -155,7 +158,9 @@ def _gap(run: RunView) -> Diagnosis | None:
     gaps = [train - val for train, val in zip(trains, vals, strict=True)]
     gap = statistics.median(gaps)
     fall = max(abs(a - b) for a, b in pairwise(trains))
-    if min(gaps) <= 0 or gap < max(0.5, 0.12 * trains[-1]) or fall > gap:
+    # All evaluations score the same tokens: of few ones all may be easy.
+    chance = GAP_ERRORS * ERROR_OF_1024 * math.sqrt(1024 / run.eval_tokens) if run.eval_tokens else 0.0
+    if min(gaps) <= 0 or gap < max(0.5, 0.12 * trains[-1], chance) or fall > gap:
         return None
     return Diagnosis(
         kind="train_val_gap",

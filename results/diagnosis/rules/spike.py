@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from results.diagnosis.findings import Diagnosis
-from results.diagnosis.rules.start import is_ruinous, lower_rate
+from results.diagnosis.rules.start import after_hard_settings, is_ruinous, lower_rate
 from results.diagnosis.run_view import Curve, RunView, noise_sd
 
 SPIKE_RISE = 0.4
@@ -221,6 +221,7 @@ def calmer(run: RunView) -> str:
     rate = run.peak_lr
     lower = f"a third of {rate:.1e} or less" if rate else "a third of the learning rate"
     lower = f"{lower_rate(run, 3):.0e} or less in place of {rate:.1e}" if rate and is_ruinous(run) else lower
+    lower = after_hard_settings(run.trace.announced, lower)
     return (
         f"go back to the last checkpoint before; try {lower}, a warm-up of a few per cent of the steps, a clip "
         "at norm 1.0"

@@ -123,7 +123,7 @@ def _other_than_configured(run: RunView) -> Diagnosis | None:
     saw_the_peak = (
         not run.is_resumed and len(rates) >= CONSTANT_ROWS and run.last_step >= warmup_steps and not still_rises
     )
-    if peak == 0 or (ratio < 1 + RATE_TOLERANCE and (ratio > 1 - RATE_TOLERANCE or not saw_the_peak)):
+    if ratio == 0 or (ratio < 1 + RATE_TOLERANCE and (ratio > 1 - RATE_TOLERANCE or not saw_the_peak)):
         return None
     # A record thin beside its schedule misses the peak: by a little of a cosine, by more where the rate falls fast.
     schedule = run.trace.announced.get("lr_schedule", "")

@@ -3,14 +3,15 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from results.winner import Winner
 from spaces.budget import Budget
-from spaces.domains import Choice, Domain, FloatRange, SearchParameter, active_point
+from spaces.domains import Choice, Domain, FloatRange, SearchParameter, near_point
 from spaces.overrides import space_of_document
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, config_from
+from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig, config_from
 from trainable.errors import UserError
 
 Row = dict[str, Any]
@@ -41,7 +42,17 @@ class Measured:
 
     def values(self, trial: Row) -> dict[str, Any]:
         """Return the trial's values of the searched parameters that it reads."""
-        return active_point(self.parameters, parameter_values(trial))
+        return self._values[trial["trial_id"]]
+
+    @cached_property
+    def _configs(self) -> dict[int, TrialConfig]:
+        return {trial["trial_id"]: config_from(trial) for trial in self.trials}
+
+    @cached_property
+    def _values(self) -> dict[int, dict[str, Any]]:
+        points = {trial["trial_id"]: near_point(self.parameters, parameter_values(trial)) for trial in self.trials}
+        reads = {trial_id: config.reads for trial_id, config in self._configs.items()}
+        return {key: {name: v for name, v in point.items() if reads[key](name)} for key, point in points.items()}
 
     @property
     def learning_rates(self) -> Domain | None:
@@ -50,7 +61,7 @@ class Measured:
 
     def loss_at(self, trial: Row, tokens: int) -> float | None:
         """Return the val_loss at the trial's last whole step within `tokens`, None where it was not evaluated there."""
-        config = config_from(trial)
+        config = self._configs[trial["trial_id"]]
         own_tokens = self.budget.steps(config, tokens) * config.tokens_per_step
         rows = reversed(self.evaluations.get(trial["trial_id"], ()))
         return next((row["val_loss"] for row in rows if row["tokens_seen"] == own_tokens > 0), None)

@@ -2,6 +2,7 @@
 
 import math
 
+from results.attribution.design import differs
 from results.export import make_words, train_command
 from results.ranking import final_loss
 from results.report.facts.analysis import Measured, Row, parameter_values
@@ -76,10 +77,12 @@ def _changes(measured: Measured, winner: Row | None, baseline: Row | None) -> li
         return []
     before, after = parameter_values(baseline), parameter_values(winner)
     searched = {parameter.name for parameter in measured.parameters}
-    configs = [config_from(row) for row in (baseline, winner)]
+    own, theirs = config_from(winner), config_from(baseline)
+    if own.has_warmup and theirs.has_warmup and not differs("warmup_steps", theirs, own):
+        after[WARMUP_FRAC] = before[WARMUP_FRAC]
     rows = []
     for name in (*HYPERPARAMETERS, WARMUP_FRAC):
-        reads = [config.reads(name) for config in configs]
+        reads = [config.reads(name) for config in (theirs, own)]
         old, new = (row[name] if read else None for row, read in zip((before, after), reads, strict=True))
         is_same = before[name] == after[name] and name not in searched
         if name in _NOT_A_CHANGE or is_same or not any(reads):

@@ -37,11 +37,11 @@ def importance(measured: Measured) -> Row:
     if len(ranked) < MIN_TRIALS or not any(trial["status"] == "completed" for trial in ranked):
         ranked_words = f"{count_words(len(ranked), 'trial')} that can be ranked"
         return {"reason": f"{ranked_words}; {MIN_TRIALS} are needed, one of them completed", "methods": []}
-    methods = [_ped_anova(measured, ranked, searched), _fanova(measured, searched)]
-    return {"reason": None, "methods": [method for method in methods if method is not None]}
+    methods = [*filter(None, (_ped_anova(measured, ranked, searched), _fanova(measured, searched)))]
+    return {"reason": None if methods else "the best trials read none of the searched ones", "methods": methods}
 
 
-def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[SearchParameter]) -> Row:
+def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[SearchParameter]) -> Row | None:
     from optuna.importance import PedAnovaImportanceEvaluator
 
     # The evaluator only uses which trials are in the best share. So ranks do as well as losses, and stopped and
@@ -49,8 +49,10 @@ def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[Sea
     share = min(0.5, max(0.1, TARGET_TRIALS / len(ranked)))
     best = [measured.values(trial) for trial in ranked[: math.ceil(share * len(ranked))]]
     # One value alone looks far from any others: in 62 of 400 draws of pure noise, with 0.74 of the importance.
-    few = [p.name for p in searched if p.condition and sum(p.name in point for point in best) < 2]
+    few = [parameter.name for parameter in searched if sum(parameter.name in point for point in best) < 2]
     searched = [parameter for parameter in searched if parameter.name not in few]
+    if not searched:
+        return None
     frozen = _frozen(measured, ranked, [float(place) for place in range(len(ranked))], searched)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
     names = [parameter.name for parameter in searched]
@@ -79,8 +81,8 @@ def _ped_anova(measured: Measured, ranked: Sequence[Row], searched: Sequence[Sea
 def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | None:
     from optuna.importance import FanovaImportanceEvaluator
 
-    always = [parameter for parameter in searched if parameter.condition is None]
     tokens, rows = _equal_tokens(measured)
+    always = [p for p in searched if all(p.name in measured.values(trial) for trial, _ in rows)]
     if len(rows) < MIN_TRIALS or len(always) < 2:
         return None
     # Evenly spaced, so that the early random trials and the later guided ones both count.
@@ -95,7 +97,7 @@ def _fanova(measured: Measured, searched: Sequence[SearchParameter]) -> Row | No
         shares = _importances(frozen, FanovaImportanceEvaluator(seed=0), names)
     except RuntimeError:
         return None  # equal losses, or equal settings: there is no variance to share
-    left_out = [label(parameter.name) for parameter in searched if parameter.condition is not None]
+    left_out = [label(parameter.name) for parameter in searched if parameter not in always]
     where = "the full budget"
     if tokens < measured.budget.tokens:
         share = f"{percent_words(tokens / measured.budget.tokens)} of the budget"
@@ -142,13 +144,9 @@ def _frozen(
     for name in logs:
         low, high = distributions[name].low, distributions[name].high
         distributions[name] = FloatDistribution(math.log10(low), math.log10(high))
-    domains = {parameter.name: parameter.domain for parameter in searched}
     found = []
     for trial, value in zip(trials, values, strict=True):
-        # A warm-up share computed from whole steps may lie just outside its range.
-        point = {
-            name: domains[name].nearest(given) for name, given in measured.values(trial).items() if name in domains
-        }
+        point = {name: given for name, given in measured.values(trial).items() if name in distributions}
         point.update({name: math.log10(point[name]) for name in logs})
         found.append(create_trial(params=point, distributions={n: distributions[n] for n in point}, value=value))
     return found

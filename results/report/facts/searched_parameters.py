@@ -11,7 +11,7 @@ from results.report.facts.analysis import Measured, Row
 from results.words import label, percent_words, range_words, value_words
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS, config_from
+from trainable.config import HYPERPARAMETERS
 from trainable.errors import count_words
 
 EDGE_FRAC = 0.05
@@ -27,11 +27,11 @@ def edges(measured: Measured) -> Iterator[Row]:
     best = measured.winner.trial
     if best is None or not measured.domains_known:
         return
-    config, point = config_from(best), measured.values(best)
+    point = measured.values(best)
     for parameter in measured.parameters:
         value = point.get(parameter.name)
         side = None if value is None else _side(parameter, value)
-        if side is None or _is_bound(parameter, side) or not config.reads(parameter.name):
+        if side is None or _is_bound(parameter, side):
             continue
         # What makes a model worse is not to be had more of; only a lower rate may yet be better.
         if measured.winner.worse_than_start and (parameter.name, side) != ("learning_rate", "low"):
@@ -133,13 +133,15 @@ def _lr_bins(measured: Measured) -> list[tuple[float, float]]:
         return [(rate, rate) for rate in sorted({trial["learning_rate"] for trial in measured.trials})][:MAX_LR_BINS]
     if isinstance(domain, Choice):
         return [(rate, rate) for rate in sorted(domain.values)]
-    low, high = float(domain.low), float(domain.high)
-    count = min(MAX_LR_BINS, max(4, round(math.log10(high / low)))) if domain.log else 4
+    low, high, count = float(domain.low), float(domain.high), 4
     if domain.log:
-        ends = [low * (high / low) ** (k / count) for k in range(count)]
+        # In logarithms, for the ratio of the ends may be too large for a float.
+        start, decades = math.log10(low), math.log10(high) - math.log10(low)
+        count = min(MAX_LR_BINS, max(count, round(decades)))
+        ends = [10 ** (start + decades * k / count) for k in range(1, count)]
     else:
-        ends = [low + (high - low) * k / count for k in range(count)]
-    return list(itertools.pairwise([*ends, high]))
+        ends = [low + (high - low) * k / count for k in range(1, count)]
+    return list(itertools.pairwise([low, *ends, high]))
 
 
 def _bin_of(trial: Row, bins: Sequence[tuple[float, float]]) -> int | None:

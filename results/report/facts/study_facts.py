@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from statistics import fmean
 from typing import Any
 
@@ -61,7 +61,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "study": _study_facts(study, document, measured),
         "answer": answer,
         "endings": {status: count for status, count in counts.items() if count},
-        "cost": _cost_facts(document, measured, rows),
+        "cost": _cost_facts(document, measured, rows, metrics),
         "rungs": list(rung_agreement(measured)),
         "edges": list(edges(measured)),
         "instability": instability(measured),
@@ -200,21 +200,21 @@ def _wall_s(trials: Sequence[Row]) -> float | None:
             # An interrupted trial that went on later keeps its first start.
             was_paused = (end - start).total_seconds() > active_s + PAUSE_S
             spans.append((end - timedelta(seconds=active_s) if was_paused else start, end))
-    total, until = 0.0, None
+    total, until = timedelta(), datetime.min.replace(tzinfo=UTC)
     for start, end in sorted(spans):
-        begin = start if until is None else max(start, until)
-        total += max(0.0, (end - begin).total_seconds())
-        until = end if until is None else max(end, until)
-    return None if until is None else total
+        total += max(timedelta(), end - max(start, until))
+        until = max(until, end)
+    return total.total_seconds() if spans else None
 
 
-def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row]) -> Row:
+def _cost_facts(document: Row, measured: Measured, rows: Sequence[Row], metrics: Sequence[Row]) -> Row:
+    trials, rows = ranking.of_their_own(measured.trials, metrics), ranking.of_their_own(rows, metrics)
     by_purpose = [{"purpose": purpose, **spent} for purpose, spent in ranking.spent_by_purpose(rows).items()]
     # An attribution on its own has no other trials: its runs are the study's cost, and come to nothing more.
     counted = {trial["purpose"] for trial in measured.trials}
     return {
-        "by_ending": list(costs(measured.trials)),
-        **asdict(ranking.savings(measured.trials)),
+        "by_ending": list(costs(trials)),
+        **asdict(ranking.savings(trials)),
         "slots": document["device"].get("slots"),
         "baseline_first_beaten": first_beaten(measured),
         "baseline_loss_reached": baseline_loss_reached(measured),

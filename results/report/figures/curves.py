@@ -148,7 +148,7 @@ def parallel_coordinates(facts: Row) -> Iterator[Row]:
                 "zeroline": False,
             },
             "shapes": [marks.across(k, x0=0, x1=1, xref="x", layer="below") for k in range(len(axes))],
-            "annotations": [*_axis_words(parameters), *(ends if losses else [])],
+            "annotations": [*_axis_words(parameters, trials), *(ends if losses else [])],
         },
         height=110 + 68 * len(axes),
     )
@@ -186,7 +186,7 @@ def _place(values: Sequence[Any], value: Any) -> float:
     return values.index(value) / (len(values) - 1) if len(values) > 1 else 0.5
 
 
-def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
+def _axis_words(parameters: Sequence[Row], trials: Sequence[Row]) -> Iterator[Row]:
     for index, parameter in enumerate(parameters):
         values = parameter["values"]
         if values is not None:
@@ -195,7 +195,7 @@ def _axis_words(parameters: Sequence[Row]) -> Iterator[Row]:
             tick_values = [(0.0, parameter["low"]), (1.0, parameter["high"])]
         for place, value in tick_values:
             yield _mark(place, index, marks.short_words(value))
-        if parameter["condition"] is not None:
+        if any(parameter["name"] not in trial["searched"] for trial in trials):
             yield marks.note(_NOT_READ, index, "not read", yanchor="bottom", yshift=4, bgcolor="@veil")
 
 
