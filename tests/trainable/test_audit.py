@@ -208,6 +208,7 @@ def test_files_of_a_folder_are_one_text_with_their_own_lines(
     parts = {"a.txt": paragraphs[:100], "b.txt": [*paragraphs[100:130], passage], "c.txt": paragraphs[130:]}
     for name, part in parts.items():
         (tmp_path / name).write_text("\ufeff" + "".join(part), encoding="utf-8")
+    (tmp_path / "a mark alone.txt").write_text("\ufeff", encoding="utf-8")
     report = audit(source_files(str(tmp_path)), tokenizer)
     finding = of_kind(report, "exact_duplicate")[0]
     assert finding.file.name == "b.txt"
@@ -254,7 +255,7 @@ def test_a_range_keeps_what_touches_it(paragraphs: list[str], audited: Callable[
     assert inside != rest
     past_end = audited(text, token_range=(repeats.first_token, 10 * whole.tokens))
     assert past_end.token_range == (repeats.first_token, whole.tokens)
-    with pytest.raises(UserError, match=r"RANGE starts at token 9,000,000; the text has [\d,]+\."):
+    with pytest.raises(UserError, match=r"RANGE starts at token 9,000,000; the text has [\d,]+\. Positions are"):
         audited(text, token_range=(9_000_000, 9_500_000))
 
 

@@ -182,6 +182,14 @@ def test_the_loss_scale_is_kept(make_spec: MakeSpec, make_trial: MakeTrial, tmp_
     assert resume_run(spec, config, read_checkpoint(path)).scaler.get_scale() == 2.0**9
 
 
+def test_a_run_goes_on_in_another_precision(make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path) -> None:
+    spec, path = make_spec(), tmp_path / "x.pt"
+    for before, after in (("fp32", "fp16"), ("fp16", "bf16")):
+        cut_at(4, spec, make_trial(precision=before), path)
+        resumed = resume_run(spec, make_trial(precision=after), read_checkpoint(path))
+        assert [row.optimizer_steps for row in rest_of(resumed, spec) if isinstance(row, StepRow)] == [5, 6]
+
+
 def test_a_run_that_is_over_is_not_resumed(make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path) -> None:
     spec, path = make_spec(), tmp_path / "x.pt"
     cut_at(4, spec, make_trial(), path)

@@ -183,7 +183,8 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         state.optimizer.load_state_dict(ours["optimizer_state_dict"])
         for group in state.optimizer.param_groups:
             group["weight_decay"] = state.config.weight_decay  # the file's would win over one set for this resumption
-        state.scaler.load_state_dict(ours["scaler_state_dict"])
+        if ours["scaler_state_dict"]:  # empty from a run without: a scaler that begins here finds its own scale
+            state.scaler.load_state_dict(ours["scaler_state_dict"])
         state.monitor.load_state_dict(ours["monitor"])
         state.since_evaluation = SinceEvaluation(**ours["since_evaluation"])
         state.batches.set_state(ours["rng"]["batches"])

@@ -227,6 +227,7 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
     by_size: dict[int, list[Path]] = {}
     for path in training:
         by_size.setdefault(path.stat().st_size, []).append(path)
+    by_size.pop(0, None)  # empty files are equal, and nothing in them is trained on
     for path in validation:
         same = places.get(path.resolve()) or next(
             (other for other in by_size.get(path.stat().st_size, []) if filecmp.cmp(path, other, shallow=False)), None

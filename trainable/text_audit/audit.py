@@ -99,7 +99,7 @@ def _checked_range(token_range: tuple[int, int] | None, tokens: int) -> tuple[in
     assert 0 <= first < end, token_range
     if first >= tokens:
         raise UserError(
-            f"RANGE starts at token {first:,}; the text has {tokens:,}. Ints are those of the text's own tokens, "
+            f"RANGE starts at token {first:,}; the text has {tokens:,}. Positions are those of the text's own tokens, "
             f"not of those drawn in training; name a range within 0-{tokens}."
         )
     return first, min(end, tokens)
