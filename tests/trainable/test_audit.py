@@ -280,6 +280,19 @@ def test_the_embedded_text_has_nothing_severe(tokenizer: Tokenizer) -> None:
     assert report.totals.keys() <= {"train_val_overlap", "exact_duplicate", "near_duplicate", "foreign_language"}
 
 
+def test_an_audit_in_bytes_finds_what_one_in_tokens_does(paragraphs: list[str], tmp_path: Path) -> None:
+    in_bytes, path = tokenizer_of(paragraphs, tmp_path, vocab_size=257), tmp_path / "text.txt"
+    assert {f.severity for f in audit(source_files(None), in_bytes).findings} == {"low"}
+    before, between = "".join(paragraphs[:100]), "".join(paragraphs[100:150])
+    copied, near = "".join(paragraphs[20:24]), changed("".join(paragraphs[40:48]))
+    path.write_text("".join([before, copied, between, near, *paragraphs[150:]]), encoding="utf-8")
+    report = audit([path], in_bytes)
+    first = {"exact_duplicate": len(before), "near_duplicate": len(before + copied + between)}
+    assert report.totals.keys() == first.keys()
+    for kind, token in first.items():
+        assert abs(of_kind(report, kind)[0].first_token - token) <= 4 * NEAR_TOKENS
+
+
 def test_a_report_can_be_read_as_text_json_and_picture(
     paragraphs: list[str], tmp_path: Path, audited: Callable[..., AuditReport]
 ) -> None:

@@ -12,17 +12,20 @@ from tokenizers import Tokenizer
 from trainable.data.text_documents import iter_chunks
 from trainable.data.tokens import Corpus, Tokens, token_counts
 from trainable.preflight.check_result import Check, judged, skipped
-from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, iter_ngram_hashes, marked_spans
+from trainable.text_audit.ngrams import (
+    LARGE_VOCABULARY,
+    NGRAM_TOKENS,
+    KnownHashes,
+    iter_ngram_hashes,
+    marked_spans,
+    tokens_a_token,
+)
 from trainable.text_audit.units import Hashes, Ints
 
 UNKNOWN_FAIL_FRAC = 0.01
 LOST_FAIL_FRAC = 0.05
 MIN_BYTES_PER_TOKEN = 1.5
 """English has 3 to 4.5 in vocabularies of 2,048 to 50,257; another script in GPT-2's has 1 to 1.5."""
-LARGE_VOCABULARY = 1000
-"""Smaller vocabularies are of characters or bytes on purpose."""
-CHARACTERS_A_TOKEN = 4
-"""In English. Of a vocabulary of characters or bytes, copies so many times as long are looked for."""
 SAMPLE_CHARS = 25_000
 SAMPLE_FILES = 8
 
@@ -89,7 +92,7 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
 def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
     """Return whether the validation part is text that training does not see."""
     name = "train/validation overlap"
-    scale = CHARACTERS_A_TOKEN if corpus.vocab_size < LARGE_VOCABULARY else 1
+    scale = tokens_a_token(corpus.vocab_size)
     overlap = measure_overlap(corpus.train, corpus.val, scale=scale)
     if overlap is None:
         return skipped(name, f"a part has fewer than {scale * NGRAM_TOKENS} tokens")
@@ -147,7 +150,7 @@ class Overlap:
 def measure_overlap(train: Tokens, val: Tokens, *, scale: int = 1) -> Overlap | None:
     """Return what the two share, or None where one is shorter than an n-gram. Memory is bounded at any length.
 
-    scale: how many tokens, a power of two, are about as long as one of a large vocabulary.
+    scale: tokens_a_token().
     """
     n = scale * NGRAM_TOKENS
     if min(len(train), len(val)) < n:
