@@ -180,6 +180,13 @@ def test_dropout_in_training_mode(half_trained: PreTrainedModel, tokens: torch.T
     doubled = (ids, tokens[:, 1:])
     assert check_labels(model, doubled, model(input_ids=ids, labels=tokens[:, 1:]).loss).status == "fail"
     assert check_labels(model, doubled, lambda: model(input_ids=ids, labels=tokens[:, 1:]).loss).status == "fail"
+    # No token before the last has it for its previous one: at offset -1 nothing is scored.
+    last = torch.full_like(ids, -100).index_copy(1, torch.tensor([ids.shape[1] - 1]), ids[:, -1:])
+    assert check_labels(model, (ids, last), model(input_ids=ids, labels=last).loss).status != "fail"
+    assert check_labels(model, ids, math.nan).status == "fail"
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(math.inf)
+    assert check_labels(model, ids, math.nan).status == "fail"
 
 
 def test_a_loss_of_something_else_is_not_judged(make_model: MakeModel, tokens: torch.Tensor) -> None:
