@@ -253,6 +253,7 @@ def _checks(preflight: Preflight) -> "Iterator[Check]":
         preflight.sharing,
         tokenizer=loaded.tokenizer,
         files=loaded.inputs.files,
+        documents=loaded.inputs.documents,
         largest=preflight.largest,
         checkpoint=start,
         room=preflight.room,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trainable.data.text_documents import iter_chunks
+from trainable.data.text_documents import WHOLE_FILES, Documents, iter_chunks
 from trainable.data.tokens import Corpus, Tokens, token_counts
 from trainable.preflight.check_result import Check, judged, skipped
 from trainable.text_audit.ngrams import (
@@ -57,12 +57,14 @@ def check_tokenizer_ids(tokenizer: Tokenizer, corpus: Corpus, embedding_rows: in
     )
 
 
-def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Path]) -> Check:
+def check_tokenizer_fit(
+    tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Path], documents: Documents = WHOLE_FILES
+) -> Check:
     """Return whether the tokenizer writes the text's own bytes: round trip, unknown tokens, bytes per token.
 
     Without files the text is what the corpus' tokens decode to, which cannot show what was lost before.
     """
-    text = _sample(files) if files else tokenizer.decode(corpus.tokens[: SAMPLE_CHARS // 4].tolist(), False)
+    text = _sample(files, documents) if files else tokenizer.decode(corpus.tokens[: SAMPLE_CHARS // 4].tolist(), False)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     back = tokenizer.decode(ids, skip_special_tokens=False)
     lost = (Counter(text) - Counter(back)).total() / max(1, len(text))
@@ -114,9 +116,9 @@ def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
     )
 
 
-def _sample(files: Sequence[Path]) -> str:
+def _sample(files: Sequence[Path], documents: Documents) -> str:
     spread = [files[round(place)] for place in np.linspace(0, len(files) - 1, min(SAMPLE_FILES, len(files)))]
-    starts = (next(iter_chunks([path]), None) for path in spread)
+    starts = (next(iter_chunks([path], documents), None) for path in spread)
     return "\n".join(chunk.text[: SAMPLE_CHARS // len(spread)] for chunk in starts if chunk is not None)
 
 
