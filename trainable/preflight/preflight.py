@@ -39,8 +39,8 @@ def run_preflight(
     """Yield each check as it is done, on the spec's model, data and device and the real loop.
 
     files, documents: the text behind the corpus, for the tokenizer's round trip. largest: the biggest batch and block
-    that the study can propose (default: config's). checkpoint: where to go on from, or its path (default: what the spec starts
-    from).
+    that the study can propose (default: config's). checkpoint: where to go on from, or its path (default: what the spec
+    starts from).
     available_bytes: memory for one run (default: all that the device has left). room: for the checkpoints that the
     study keeps (default: not looked at). What was loaded is given back at the end. Between two checks torch's random
     numbers are the caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
