@@ -256,14 +256,14 @@ def _write_header(file: IO[bytes], dtype: type[np.uint16] | type[np.uint32], tok
 def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> None:
     """Raise UserError when either side of the split is too short for its block size."""
     held_out = "VALIDATION_DATA_SOURCE" if corpus.validation else "TRAINING_DATA_SOURCE"
-    for side, tokens, block, source in (
-        ("train", corpus.train, block_size, "TRAINING_DATA_SOURCE"),
-        ("validation", corpus.val, eval_block_size, held_out),
+    for side, tokens, block, source, setting in (
+        ("train", corpus.train, block_size, "TRAINING_DATA_SOURCE", "BLOCK_SIZE"),
+        ("validation", corpus.val, eval_block_size, held_out, "EVAL_BLOCK_SIZE, or [evaluation] block_size in the space"),
     ):
         if len(tokens) < block + 1:
             raise UserError(
                 f"the corpus is too short: its {side} part has {len(tokens):,} tokens and a block of {block} needs "
-                f"{block + 1:,}. Name a longer {source} or set a smaller BLOCK_SIZE."
+                f"{block + 1:,}. Name a longer {source} or set a smaller {setting}."
             )
 
 
