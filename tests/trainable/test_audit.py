@@ -282,7 +282,6 @@ def test_the_embedded_text_has_nothing_severe(tokenizer: Tokenizer) -> None:
 
 def test_an_audit_in_bytes_finds_what_one_in_tokens_does(paragraphs: list[str], tmp_path: Path) -> None:
     in_bytes, path = tokenizer_of(paragraphs, tmp_path, vocab_size=257), tmp_path / "text.txt"
-    assert {f.severity for f in audit(source_files(None), in_bytes).findings} == {"low"}
     before, between = "".join(paragraphs[:100]), "".join(paragraphs[100:150])
     copied, near = "".join(paragraphs[20:24]), changed("".join(paragraphs[40:48]))
     path.write_text("".join([before, copied, between, near, *paragraphs[150:]]), encoding="utf-8")

@@ -258,7 +258,7 @@ def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> No
     held_out = "VALIDATION_DATA_SOURCE" if corpus.validation else "TRAINING_DATA_SOURCE"
     for side, tokens, block, source, setting in (
         ("train", corpus.train, block_size, "TRAINING_DATA_SOURCE", "BLOCK_SIZE"),
-        ("validation", corpus.val, eval_block_size, held_out, "EVAL_BLOCK_SIZE, or [evaluation] block_size in the space"),
+        ("validation", corpus.val, eval_block_size, held_out, "EVAL_BLOCK_SIZE or [evaluation] block_size"),
     ):
         if len(tokens) < block + 1:
             raise UserError(
