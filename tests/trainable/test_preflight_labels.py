@@ -1,7 +1,6 @@
 """check_labels on the scripts that people have: transformers' own loss, a loss by hand, wrappers, masks, tuples."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,13 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from tests.trainable.makers import MakeModel
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, sample_batch
 from trainable.errors import UserError
 from trainable.loss import next_token_losses
 from trainable.preflight import check_labels, offset_profile
-
-MakeModel = Callable[..., PreTrainedModel]
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,12 @@
 """The memory estimate against what can be reckoned by hand, and the check on both sides of a limit."""
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from trainable.config import TrialConfig
+from tests.trainable.makers import MakeModel, MakeTrial
 from trainable.data.tokens import Corpus
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.cpu_kernels.attention import as_on_mps
@@ -24,8 +22,6 @@ from trainable.preflight.memory import (
     estimate_step_bytes,
 )
 
-MakeModel = Callable[..., PreTrainedModel]
-MakeTrial = Callable[..., TrialConfig]
 PROTOCOL = EvalProtocol(block_size=16, tokens=64)
 
 
