@@ -201,9 +201,9 @@ def test_a_corpus_travels_as_its_path(corpus: Corpus) -> None:
 def test_a_corpus_too_short_for_a_block_is_refused(tmp_path: Path) -> None:
     corpus = corpus_of(arange(1000), tmp_path)  # 900 and 100 tokens
     check_corpus(corpus, block_size=899, eval_block_size=99)
-    with pytest.raises(UserError, match=r"too short: its train part has 900 tokens .* 901\. .* smaller BLOCK_SIZE\."):
+    with pytest.raises(UserError, match=r"too short: its train part has 900 tokens .* 900 needs 901\. Name a longer"):
         check_corpus(corpus, block_size=900, eval_block_size=99)
-    with pytest.raises(UserError, match=r"too short: its validation part has 100 tokens .* EVAL_BLOCK_SIZE or"):
+    with pytest.raises(UserError, match=r"part has 100 tokens .* a smaller EVAL_BLOCK_SIZE, or \[evaluation\] block"):
         check_corpus(corpus, block_size=2, eval_block_size=100)
 
 

@@ -257,13 +257,13 @@ def check_corpus(corpus: Corpus, *, block_size: int, eval_block_size: int) -> No
     """Raise UserError when either side of the split is too short for its block size."""
     held_out = "VALIDATION_DATA_SOURCE" if corpus.validation else "TRAINING_DATA_SOURCE"
     for side, tokens, block, source, setting in (
-        ("train", corpus.train, block_size, "TRAINING_DATA_SOURCE", "BLOCK_SIZE"),
-        ("validation", corpus.val, eval_block_size, held_out, "EVAL_BLOCK_SIZE or [evaluation] block_size"),
+        ("train", corpus.train, block_size, "TRAINING_DATA_SOURCE", "BLOCK_SIZE, or block_size"),
+        ("validation", corpus.val, eval_block_size, held_out, "EVAL_BLOCK_SIZE, or [evaluation] block_size"),
     ):
         if len(tokens) < block + 1:
             raise UserError(
                 f"the corpus is too short: its {side} part has {len(tokens):,} tokens and a block of {block} needs "
-                f"{block + 1:,}. Name a longer {source} or set a smaller {setting}."
+                f"{block + 1:,}. Name a longer {source} or set a smaller {setting} in the space."
             )
 
 
