@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
-from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
+from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs
 from trainable.text_audit.near import NearDuplicate, find_near_duplicates, find_passages
 from trainable.text_audit.ngrams import (
     BLOCK_TOKENS,
@@ -49,7 +49,7 @@ Runs = Ints
 """(n, 3) of (copy, original, length)."""
 
 
-def _templates(tokens: Tokens, *, scale: int = 1) -> tuple[Flags, Flags, list[Hit]]:
+def _templates(tokens: Tokens, scale: int = 1) -> tuple[Flags, Flags, list[Hit]]:
     """Return which tokens a template covers, where n-grams start that are a quarter template or more, and the finding.
 
     Flags are (tokens,), the n-grams of NGRAM_TOKENS. At most one finding stands for all templates.
@@ -106,14 +106,11 @@ def find_copies(
     progress("looking for duplicates", 0.0)
     scale = tokens_a_token(len(word))
     skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
-    in_template, starts_template, template_hits = _templates(tokens, scale=scale)
-    skipped_starts = skipped | starts_template
-    hashes, positions = fingerprints(tokens, skipped_starts, progress, scale=scale)
-    runs = find_duplicate_runs(tokens, train_tokens, hashes, positions, scale=scale)
-    hits = [*template_hits, *duplicate_hits(runs, train_tokens, scale=scale)]
-    overlaps = find_overlap_runs(tokens, train_tokens, skipped_starts, progress, scale=scale)
-    hits += overlap_hits(overlaps, scale=scale)
-    first, end = find_passages(units, tokens, scale=scale)
+    in_template, starts_template, template_hits = _templates(tokens, scale)
+    looked_at = (tokens, train_tokens, skipped | starts_template, progress, scale)
+    hits = [*template_hits, *duplicate_hits(find_duplicate_runs(*looked_at), train_tokens, scale)]
+    hits += overlap_hits(find_overlap_runs(*looked_at), scale)
+    first, end = find_passages(units, tokens, scale)
     gone = covered(removed_spans(hits), len(tokens))
     is_new = (end > first) & (marks_between(skipped | gone, first, end) < MOSTLY * (end - first))
     first, end = first[is_new], end[is_new]
@@ -123,11 +120,10 @@ def find_copies(
         words[in_template[low:high]] = 0
         return words
 
-    near = find_near_duplicates(words_at, first, end, train_tokens, progress, scale=scale)
-    return [*hits, *near_hits(near, first, end)]
+    return [*hits, *near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress, scale), first, end)]
 
 
-def duplicate_hits(runs: Runs, train_tokens: int, *, scale: int = 1) -> Iterator[Hit]:
+def duplicate_hits(runs: Runs, train_tokens: int, scale: int = 1) -> Iterator[Hit]:
     """Yield the exact duplicates; those between the two parts of the split are overlaps and left to overlap_hits."""
     across = (runs[:, 0] < train_tokens) & (runs[:, 1] >= train_tokens)
     for copies, original in _passages(_joined(runs[~across], scale * JOIN_TOKENS)):
@@ -146,7 +142,7 @@ def duplicate_hits(runs: Runs, train_tokens: int, *, scale: int = 1) -> Iterator
         )
 
 
-def overlap_hits(runs: Runs, *, scale: int = 1) -> Iterator[Hit]:
+def overlap_hits(runs: Runs, scale: int = 1) -> Iterator[Hit]:
     """Yield the validation passages that training sees too, from runs of (train, validation, length)."""
     for in_train, (first, end) in _passages(_joined(runs, scale * JOIN_TOKENS)):
         times = f" {len(in_train):,} times" if len(in_train) > 1 else ""

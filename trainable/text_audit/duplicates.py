@@ -12,14 +12,14 @@ MIN_DUPLICATE_TOKENS = 50
 """Lee et al. 2022, Deduplicating training data makes language models better, sec. 4.1."""
 
 
-def find_duplicate_runs(tokens: Tokens, train_tokens: int, hashes: Hashes, positions: Ints, *, scale: int = 1) -> Ints:
-    """Return runs (n, 3) of (copy, original, length), each maximal, sorted by copy, from the text's fingerprints.
+def find_duplicate_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progress: Progress, scale: int = 1) -> Ints:
+    """Return runs (n, 3) of (copy, original, length), each maximal, sorted by copy.
 
     The original of a passage is its first occurrence in the validation part, or else its first: what is left out
-    comes from the training side. scale: tokens_a_token(), as for fingerprints().
+    comes from the training side. N-grams that start where `skipped` is true are left out. scale: tokens_a_token().
     """
     n, least = scale * NGRAM_TOKENS, scale * MIN_DUPLICATE_TOKENS
-    copies, originals = _pairs(hashes, positions, train_tokens)
+    copies, originals = _pairs(*_fingerprints(tokens, skipped, progress, n, least), train_tokens)
     copy, original, length = matching_runs(copies, originals, n=n, gap=n).T
     before = _agreeing(tokens, copy - 1, original - 1, step=-1, most=least)
     after = _agreeing(tokens, copy + length, original + length, step=1, most=least)
@@ -27,14 +27,13 @@ def find_duplicate_runs(tokens: Tokens, train_tokens: int, hashes: Hashes, posit
     return _maximal(runs[runs[:, 2] >= least])
 
 
-def fingerprints(tokens: Tokens, skipped: Flags, progress: Progress, *, scale: int = 1) -> tuple[Hashes, Ints]:
-    """Return the hashes of a tenth of the n-grams, chosen by the hashes alone, and where they are.
+def _fingerprints(tokens: Tokens, skipped: Flags, progress: Progress, n: int, match_tokens: int) -> tuple[Hashes, Ints]:
+    """The hashes of a tenth of the n-grams, chosen by the hashes alone, and where they are.
 
-    Winnowing: Schleimer, Wilkerson & Aiken 2003, sec. 3. N-grams that start where `skipped` is true are left out.
+    Winnowing: Schleimer, Wilkerson & Aiken 2003, sec. 3.
     """
-    n = scale * NGRAM_TOKENS
-    # A match of MIN_DUPLICATE_TOKENS holds a whole window of n-grams, whose least hash is then kept in both places.
-    window = scale * MIN_DUPLICATE_TOKENS - n + 1
+    # A match holds a whole window of n-grams, whose least hash is then kept in both places.
+    window = match_tokens - n + 1
     margin = window - 1
     hashes, positions = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     last = len(tokens) - n + 1
@@ -87,7 +86,7 @@ def _maximal(runs: Ints) -> Ints:
     return runs[runs[:, 0] + runs[:, 2] > reach]
 
 
-def find_overlap_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progress: Progress, *, scale: int = 1) -> Ints:
+def find_overlap_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progress: Progress, scale: int = 1) -> Ints:
     """Return runs (n, 3) of (train position, validation position, length) of every n-gram that both parts hold.
 
     Sorted by the first; the validation position is the first there. Where `skipped` is true none is looked at.

@@ -32,7 +32,7 @@ BAND_ROWS = 4
 compared, 0.998 of those at 0.65, 0.003 of those at 0.1."""
 
 
-def find_passages(units: Units, tokens: Tokens, *, scale: int = 1) -> tuple[Ints, Ints]:
+def find_passages(units: Units, tokens: Tokens, scale: int = 1) -> tuple[Ints, Ints]:
     """Return where the passages of a text begin and end, (passages,) each: whole paragraphs.
 
     Or lines, where there are hardly any blank ones. A long one is cut after a line chosen by its own first tokens,
@@ -82,7 +82,7 @@ def iter_shingles(words_at: WordsAt, first: Ints, end: Ints, scale: int) -> Iter
 
 
 def find_near_duplicates(
-    words_at: WordsAt, first: Ints, end: Ints, train_tokens: int, progress: Progress, *, scale: int = 1
+    words_at: WordsAt, first: Ints, end: Ints, train_tokens: int, progress: Progress, scale: int = 1
 ) -> list[NearDuplicate]:
     """Return the passages [first, end) that are nearly equal to another, sorted, each with the one that stays.
 
