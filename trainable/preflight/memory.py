@@ -108,7 +108,7 @@ def _peak_bytes_of_a_step(
     state = new_state(few, model, device=device, unigram_entropy=float("nan"), from_scratch=False)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for _ in train(state, corpus, protocol, eval_steps=()):
+    for _ in train(state, corpus, protocol, eval_steps=(), stop_on=()):
         pass
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
