@@ -12,14 +12,7 @@ from tokenizers import Tokenizer
 from trainable.data.text_documents import WHOLE_FILES, Documents, iter_chunks
 from trainable.data.tokens import Corpus, Tokens, token_counts
 from trainable.preflight.check_result import Check, judged, skipped
-from trainable.text_audit.ngrams import (
-    LARGE_VOCABULARY,
-    NGRAM_TOKENS,
-    KnownHashes,
-    iter_ngram_hashes,
-    marked_spans,
-    tokens_a_token,
-)
+from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, iter_ngram_hashes, marked_spans, tokens_a_token
 from trainable.text_audit.units import Hashes, Ints
 
 UNKNOWN_FAIL_FRAC = 0.01
@@ -74,7 +67,7 @@ def check_tokenizer_fit(
         unknown_frac = float(counts[unknown_id] / counts.sum())
     bytes_per_token = len(text.encode()) / max(1, len(ids))
     failed = unknown_frac >= UNKNOWN_FAIL_FRAC or (lost >= LOST_FAIL_FRAC and tokenizer.decoder is not None)
-    is_short = bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY
+    is_short = bytes_per_token < MIN_BYTES_PER_TOKEN and tokens_a_token(corpus.vocab_size) == 1
     advice = "Text does not come back as it was (case, spaces or rare characters). Look at the tokenizer."
     if failed:
         advice = "The tokenizer does not know this text. Use one made for its language and script."
