@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-_LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
+LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
 MOST_LISTED = 8
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"([?&][^=&\s]*(?:secret|passw|pwd|token|key|sig)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE)
@@ -91,4 +91,4 @@ def check_bounds(name: str, value: float, low: float, high: float, *, low_open: 
 def _shown(value: float) -> str:
     if isinstance(value, float):
         return f"{value:.7g}"
-    return str(value) if abs(value) <= _LARGEST_SHOWN else f"about {'-' if value < 0 else ''}2^{value.bit_length()}"
+    return str(value) if abs(value) <= LARGEST_SHOWN else f"about {'-' if value < 0 else ''}2^{value.bit_length()}"

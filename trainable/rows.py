@@ -4,9 +4,10 @@ And what an evaluation counts as in a search: the milestone that it reached, and
 """
 
 import math
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 TrialStatus = Literal["running", "interrupted", "completed", "stopped", "unstable", "out_of_memory", "failed"]
 """How a trial stands. The first two have not ended; the others are endings, never merged."""
@@ -45,6 +46,15 @@ class StepRow:
     """Global L2 norm before the clip."""
     learning_rate: float
     step_time_s: float
+
+
+StepColumns = dict[str, "array[Any]"]
+
+
+def step_columns(rows: Sequence[Mapping[str, Any]] = ()) -> StepColumns:
+    """Return the fields of StepRows as columns of 8 bytes a number: a long run's rows take ten times as much."""
+    kinds = get_type_hints(StepRow).items()
+    return {name: array("q" if kind is int else "d", [row[name] for row in rows]) for name, kind in kinds}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,8 @@ import errno
 import math
 import os
 import time
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -15,7 +17,7 @@ from results.study.planned_run import PlannedRun, Row
 from results.study.tables import METRICS, STEPS, TRIALS, previous_path, read_rows_or_previous, write_table
 from trainable.config import config_from
 from trainable.regular_files import file_type
-from trainable.rows import ENDINGS, MetricsRow, StepRow, TrialStatus, Verdict
+from trainable.rows import ENDINGS, MetricsRow, StepColumns, StepRow, TrialStatus, Verdict, step_columns
 
 FLUSH_INTERVAL_S = 5.0
 """Between two writes for evaluations alone; a trial's start and ending are written at once."""
@@ -49,13 +51,13 @@ class Ledger:
         for row in sorted(self._read(study.metrics_path, METRICS), key=lambda row: row["tokens_seen"]):
             if row["trial_id"] in self._metrics:
                 self._metrics[row["trial_id"]].append(row)
-        self._steps: dict[int, list[Row]] = {}
+        self._steps = defaultdict[int, StepColumns](step_columns)
         for trial_id, trial in self._trials.items():
             if trial["status"] == "running":
                 # Its process was killed, perhaps after the write of the metrics and before that of the trials.
                 trial.update(_summary(self._metrics[trial_id]), status="interrupted")
             if trial["status"] not in ENDINGS:
-                self._steps[trial_id] = self._read(study.steps_path(trial_id), STEPS)
+                self._steps[trial_id] = step_columns(self._read(study.steps_path(trial_id), STEPS))
 
     def trials(self) -> list[Row]:
         """Return copies of the trials' rows, by trial_id."""
@@ -76,10 +78,10 @@ class Ledger:
 
         eval_steps: the steps after which the trial is evaluated.
         """
-        steps, metrics = self._steps.get(trial_id), self._metrics.get(trial_id)
-        if not steps or not metrics:
+        metrics = self._metrics.get(trial_id)
+        if not metrics or not (steps := self._steps[trial_id]["optimizer_steps"]):
             return 0
-        evaluated, last = metrics[-1]["optimizer_steps"], steps[-1]["optimizer_steps"]
+        evaluated, last = metrics[-1]["optimizer_steps"], steps[-1]
         # The steps are written first, so the evaluations after them may be missing.
         return min([step - 1 for step in eval_steps if evaluated < step <= last], default=last)
 
@@ -120,10 +122,11 @@ class Ledger:
         self._running(trial_id)
         if not steps:
             return
-        known = self._steps.setdefault(trial_id, [])
-        while known and known[-1]["optimizer_steps"] >= steps[0].optimizer_steps:
-            known.pop()
-        known.extend(asdict(step) for step in steps)
+        known = self._steps[trial_id]
+        kept = bisect_left(known["optimizer_steps"], steps[0].optimizer_steps)
+        for name, column in known.items():
+            del column[kept:]
+            column.extend([getattr(step, name) for step in steps])
         self._unwritten_steps.add(trial_id)
 
     def end_trial(
@@ -148,8 +151,8 @@ class Ledger:
         trial.update(status=status, verdict=words, ended_at=ended_at)
         if status == "unstable":
             # Its last evaluation, at step 0 perhaps, came before it went wrong and would count as a good loss.
-            steps = self._steps.get(trial_id)
-            trial.update(val_loss=None, end_loss=_finite(steps[-1]["train_loss"]) if steps else None)
+            losses = self._steps[trial_id]["train_loss"]
+            trial.update(val_loss=None, end_loss=_finite(losses[-1]) if losses else None)
         if at_rung is None:
             self.flush()
         else:
@@ -201,7 +204,8 @@ class Ledger:
         write_table(self._study.trials_path, self.trials(), TRIALS)
         self._flushed_at = self._clock()
         self._flush_took_s = self._flushed_at - began_at
-        self._steps = {key: rows for key, rows in self._steps.items() if self._trials[key]["status"] not in ENDINGS}
+        for trial_id in [key for key in self._steps if self._trials[key]["status"] in ENDINGS]:
+            del self._steps[trial_id]
 
     def take_notes(self) -> list[str]:
         """Return notes on damaged tables that were replaced, once."""

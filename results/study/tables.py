@@ -19,7 +19,7 @@ from results.study.planned_run import Row
 from trainable.config import TrialConfig, config_from
 from trainable.errors import UserError, reason
 from trainable.regular_files import MAX_FILE_BYTES, file_type, read_regular
-from trainable.rows import MetricsRow, Purpose, StepRow, TrialStatus
+from trainable.rows import MetricsRow, Purpose, StepColumns, StepRow, TrialStatus
 
 _TIME = pa.timestamp("us", tz="UTC")
 _TIMES_US = tuple(int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (1970, 9999))
@@ -93,16 +93,20 @@ class DamagedTableError(UserError):
     """A table that is cut short or has changed since it was written."""
 
 
-def write_table(path: Path, rows: Sequence[Row], schema: Any) -> None:
+def write_table(path: Path, rows: Sequence[Row] | StepColumns, schema: Any) -> None:
     """Write `rows` as the Parquet file `path` (zstd), atomically; the old file stays as `.NAME.previous`.
 
     Raises OSError with the table unchanged.
     """
-    names = set(schema.names)
-    for row in rows:
-        assert row.keys() == names, f"{path.name}: {sorted(row.keys() ^ names)}"
+    if isinstance(rows, dict):
+        table = pa.table(rows, schema=schema)
+    else:
+        names = set(schema.names)
+        for row in rows:
+            assert row.keys() == names, f"{path.name}: {sorted(row.keys() ^ names)}"
+        table = pa.Table.from_pylist(rows, schema=schema)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = guarded(sink.getvalue().to_pybytes())
     previous = previous_path(path)
     # Where the file system has no hard links, or is full, the table is written without a copy.

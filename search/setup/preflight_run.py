@@ -254,6 +254,7 @@ def _checks(preflight: Preflight) -> "Iterator[Check]":
         preflight.memory_frac,
         tokenizer=loaded.tokenizer,
         files=loaded.inputs.files,
+        documents=loaded.inputs.documents,
         largest=preflight.largest,
         checkpoint=start,
         room=preflight.room,

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -219,6 +220,18 @@ def test_steps_are_on_disk_with_the_next_flush(study: Study) -> None:
     ledger.add_steps(1, steps(3, train_loss=math.inf))
     end(ledger, 1, "unstable", verdict=Verdict(reason="nonfinite", step=3, evidence="loss inf"))
     assert saved_steps(study, 1) == [(1, 5.0), (2, 5.0), (3, math.inf)]
+
+
+def test_a_long_run_takes_few_bytes_a_step(study: Study) -> None:
+    start(ledger := Ledger(study), 0)
+    tracemalloc.start()
+    for number in range(1, 20_001):
+        ledger.add_steps(0, steps(number, train_loss=5.0 + 1 / number))
+    held_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held_bytes / 20_000 < 100
+    ledger.flush()
+    assert saved_steps(study, 0) == [(number, 5.0 + 1 / number) for number in range(1, 20_001)]
 
 
 def test_steps_that_are_passed_again_are_replaced(study: Study) -> None:

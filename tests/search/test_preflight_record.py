@@ -24,6 +24,7 @@ from search.setup.preflight_run import (
 )
 from search.terminal.console import Terminal
 from trainable.config import TrialConfig
+from trainable.data.text_documents import WHOLE_FILES
 from trainable.evaluation import EvalProtocol
 from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import PRECISION
@@ -205,7 +206,7 @@ def test_preflight_has_a_process_of_its_own_where_only_its_end_gives_memory_back
         "trainable.device.own_process.in_own_process", lambda *args, **kwargs: asked.append((args, kwargs))
     )
     loaded: Any = make_loaded(device)
-    loaded.tokenizer, loaded.inputs = None, SimpleNamespace(files=())
+    loaded.tokenizer, loaded.inputs = None, SimpleNamespace(files=(), documents=WHOLE_FILES)
     checkpoint: Any = SimpleNamespace(path=Path("run.pt"))
     preflight_run._checks(looked_at(loaded, TrialConfig(), runs=2, checkpoint=checkpoint))
     ((device_type, work, _, _, *sharing), kwargs) = asked[0]

@@ -24,10 +24,10 @@ def reference_paragraphs(*, most_words: int) -> list[str]:
     return kept
 
 
-def tokenizer_of(paragraphs: list[str], folder: Path) -> Tokenizer:
-    """Return a byte-level BPE of 2,000 ids trained on the paragraphs."""
+def tokenizer_of(paragraphs: list[str], folder: Path, *, vocab_size: int = 2000) -> Tokenizer:
+    """Return a byte-level BPE of so many ids trained on the paragraphs; one of 257 has the bytes alone."""
     path = folder / "prose.txt"
     path.write_text("".join(paragraphs), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(folder / "cache"))
-        return train_tokenizer([path], 2000)
+        return train_tokenizer([path], vocab_size)

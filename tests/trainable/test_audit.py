@@ -208,6 +208,7 @@ def test_files_of_a_folder_are_one_text_with_their_own_lines(
     parts = {"a.txt": paragraphs[:100], "b.txt": [*paragraphs[100:130], passage], "c.txt": paragraphs[130:]}
     for name, part in parts.items():
         (tmp_path / name).write_text("\ufeff" + "".join(part), encoding="utf-8")
+    (tmp_path / "a mark alone.txt").write_text("\ufeff", encoding="utf-8")
     report = audit(source_files(str(tmp_path)), tokenizer)
     finding = of_kind(report, "exact_duplicate")[0]
     assert finding.file.name == "b.txt"
@@ -254,7 +255,7 @@ def test_a_range_keeps_what_touches_it(paragraphs: list[str], audited: Callable[
     assert inside != rest
     past_end = audited(text, token_range=(repeats.first_token, 10 * whole.tokens))
     assert past_end.token_range == (repeats.first_token, whole.tokens)
-    with pytest.raises(UserError, match=r"RANGE starts at token 9,000,000; the text has [\d,]+\."):
+    with pytest.raises(UserError, match=r"RANGE starts at token 9,000,000; the text has [\d,]+\. Positions are"):
         audited(text, token_range=(9_000_000, 9_500_000))
 
 
@@ -277,6 +278,18 @@ def test_the_embedded_text_has_nothing_severe(tokenizer: Tokenizer) -> None:
     report = audit(source_files(None), tokenizer)
     assert {f.severity for f in report.findings} <= {"low", "medium"}
     assert report.totals.keys() <= {"train_val_overlap", "exact_duplicate", "near_duplicate", "foreign_language"}
+
+
+def test_an_audit_in_bytes_finds_what_one_in_tokens_does(paragraphs: list[str], tmp_path: Path) -> None:
+    in_bytes, path = tokenizer_of(paragraphs, tmp_path, vocab_size=257), tmp_path / "text.txt"
+    before, between = "".join(paragraphs[:100]), "".join(paragraphs[100:150])
+    copied, near = "".join(paragraphs[20:24]), changed("".join(paragraphs[40:48]))
+    path.write_text("".join([before, copied, between, near, *paragraphs[150:]]), encoding="utf-8")
+    report = audit([path], in_bytes)
+    first = {"exact_duplicate": len(before), "near_duplicate": len(before + copied + between)}
+    assert report.totals.keys() == first.keys()
+    for kind, token in first.items():
+        assert abs(of_kind(report, kind)[0].first_token - token) <= 4 * NEAR_TOKENS
 
 
 def test_a_report_can_be_read_as_text_json_and_picture(

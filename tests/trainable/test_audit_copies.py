@@ -8,7 +8,7 @@ import pytest
 from trainable.data.tokens import silent
 from trainable.text_audit import copies
 from trainable.text_audit.copies import duplicate_hits, overlap_hits
-from trainable.text_audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, find_overlap_runs, fingerprints
+from trainable.text_audit.duplicates import MIN_DUPLICATE_TOKENS, find_duplicate_runs, find_overlap_runs
 from trainable.text_audit.near import find_near_duplicates
 from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, hash_ngrams, hash_tokens, marks_between, union
 from trainable.text_audit.repeats import find_repeats
@@ -45,7 +45,7 @@ def seen_before(tokens: Ids, n: int) -> npt.NDArray[np.bool_]:
 @pytest.mark.parametrize("seed", range(6))
 def test_every_passage_of_50_tokens_that_occurs_twice_is_found(seed: int) -> None:
     tokens = planted(seed)
-    runs = find_duplicate_runs(tokens, 18_000, *fingerprints(tokens, np.zeros(len(tokens), dtype=bool), silent))
+    runs = find_duplicate_runs(tokens, 18_000, np.zeros(len(tokens), dtype=bool), silent)
     for copy, original, length in runs.tolist():
         assert copy != original
         assert length >= MIN_DUPLICATE_TOKENS

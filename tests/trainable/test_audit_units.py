@@ -163,3 +163,12 @@ def test_units_of_json_lines_are_the_texts_with_the_lines_of_the_file(tmp_path: 
         decoded = tokenizer.decode([id_ for id_ in ids if id_ != 3])
         assert decoded.strip("\n") == texts[unit // 2].split("\n")[unit % 2]
         assert units.line[unit] == 2 * (unit // 2) + 1
+
+
+def test_a_json_text_that_ends_in_a_carriage_return_moves_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one\r", "two\r\r", "th\rree", "four")))
+    tokenizer, documents = byte_level(TEXT), parse_documents("jsonl:text")
+    tokens = load_corpus([path], tokenizer, documents=documents).tokens
+    source = Source(files=[path], tokenizer=tokenizer, tokens=tokens, documents=documents)
+    assert scan_text(source, silent).units.line.tolist() == [1, 2, 3, 3, 4]

@@ -3,7 +3,6 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import PreTrainedModel
 
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial, owners, owners_file
 from trainable.checkpoint.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.errors import UserError
-from trainable.run import RunSpec, resume_run, start_run
+from trainable.run import resume_run, start_run
 from trainable.state import TrainState
 
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
-MakeModel = Callable[..., PreTrainedModel]
 Weights = dict[str, torch.Tensor]
 
 
@@ -38,27 +35,6 @@ def refusal(path: Path) -> str:
     assert "\n" not in message
     assert message.startswith(f"checkpoint {path} ")
     return message
-
-
-def owners(weights: Weights, **changes: Any) -> dict[str, Any]:
-    """The layout of the owner's scripts, as the story gives it."""
-    hyperparameters = {"batch_size": 8, "block_size": 256, "learning_rate": 2e-5, "lr_schedule": None, "device": "mps"}
-    return {
-        "step": 1500,
-        "model_state_dict": weights,
-        "optimizer_state_dict": {"state": {0: {"step": torch.tensor(1500.0)}}, "param_groups": [{"lr": 2e-5}]},
-        "hyperparameters": hyperparameters,
-        "vocab_size": 300,
-        "block_size": 256,
-        "batch_size": 8,
-        **changes,
-    }
-
-
-def owners_file(folder: Path, weights: Weights, **changes: Any) -> Path:
-    path = folder / "checkpoint_gpt2_answers_step001500_11252025_031000.pt"
-    torch.save(owners(weights, **changes), path)
-    return path
 
 
 def prefixed(weights: Weights, prefix: str) -> Weights:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.trainable.makers import MakeModel
 from trainable.checkpoint.checkpoint import read_checkpoint, save_checkpoint
 from trainable.checkpoint.checkpoint_file import read_payload, read_safetensors, write_payload
 from trainable.checkpoint.checkpoint_path import DamagedCheckpointError
@@ -239,7 +239,7 @@ def test_a_safetensors_header_that_lies_is_refused_at_once(tmp_path: Path, lie: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_cut_safetensors_file_is_refused(make_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+def test_a_cut_safetensors_file_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.arange(6.0), "b": torch.ones(2, dtype=torch.bfloat16)}, path)
     assert read_safetensors(path)["a"].tolist() == [0, 1, 2, 3, 4, 5]

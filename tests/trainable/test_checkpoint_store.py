@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainable.makers import MakeSpec, MakeTrial
 from trainable.checkpoint import checkpoint_store
 from trainable.checkpoint.checkpoint import checkpoint_payload
 from trainable.checkpoint.checkpoint_file import read_payload, write_payload
 from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
-from trainable.config import TrialConfig
 from trainable.errors import UserError
-from trainable.run import RunSpec, start_run
+from trainable.run import start_run
 from trainable.state import TrainState
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,7 +42,7 @@ print(store.newest()[0].optimizer_steps)
 
 
 @pytest.fixture
-def state(make_spec: Callable[..., RunSpec], make_trial: Callable[..., TrialConfig]) -> TrainState:
+def state(make_spec: MakeSpec, make_trial: MakeTrial) -> TrainState:
     """A run after one step, optimizer and all."""
     state = start_run(make_spec(), make_trial())
     for parameter in state.model.parameters():

@@ -144,7 +144,8 @@ def test_a_validation_text_that_is_trained_on_is_refused(tmp_path: Path) -> None
     )
     write(copy, training[1].read_bytes())
     link.symlink_to(training[0])
-    check_apart(training, [other])
+    empty = [write(tmp_path / "texts" / "empty.txt", ""), write(tmp_path / "empty too.txt", "")]
+    check_apart([*training, empty[0]], [other, empty[1]])
     for path in (training[0], copy, link):
         with pytest.raises(UserError, match=rf"VALIDATION_DATA_SOURCE: {path} is also trained on") as refusal:
             check_apart(training, [other, path])

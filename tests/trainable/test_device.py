@@ -98,10 +98,11 @@ def test_one_gpu_of_several_is_pinned_for_this_process_and_those_it_starts(
 def test_a_driver_that_was_asked_before_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    device_module._pin_gpu.cache_clear()
-    with pytest.raises(UserError, match=r"CUDA had begun before\. Set CUDA_VISIBLE_DEVICES=1 DEVICE=cuda"):
-        pick_device("cuda:1")
+    for visible, pinned in (("", "1"), ("4,7", "7")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        device_module._pin_gpu.cache_clear()
+        with pytest.raises(UserError, match=rf"CUDA had begun before\. Set CUDA_VISIBLE_DEVICES={pinned} DEVICE=cuda"):
+            pick_device("cuda:1")
 
 
 @pytest.mark.parametrize(

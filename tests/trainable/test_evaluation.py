@@ -1,22 +1,19 @@
 """The evaluation: the same windows always, each token scored once in fp32, and no trace of it left in the run."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
 
 from results.words import scored_tokens
+from tests.trainable.makers import MakeModel
 from trainable import evaluation
 from trainable.data.tokens import Corpus
 from trainable.errors import UserError
 from trainable.evaluation import EvalProtocol, eval_windows, evaluate
 from trainable.loss import next_token_losses
 
-MakeModel = Callable[..., PreTrainedModel]
 PROTOCOL = EvalProtocol(block_size=16, tokens=512)
 
 
@@ -84,17 +81,6 @@ def test_twice_is_bit_equal_with_dropout_in_the_model(make_model: MakeModel, cor
     assert 5 < losses[0] < 7  # ln 300 = 5.70
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_restored(make_model: MakeModel, corpus: Corpus, training: bool) -> None:
-    model = make_model()
-    model.train(training)
-    evaluate(model, eval_windows(corpus.val, PROTOCOL))
-    assert {module.training for module in model.modules()} == {training}
-    with pytest.raises(IndexError):
-        evaluate(model, torch.full((2, 17), 300))
-    assert {module.training for module in model.modules()} == {training}
-
-
 def test_no_random_number_is_drawn_and_no_gradient_left(make_model: MakeModel, corpus: Corpus) -> None:
     model = make_model(dropout=0.5)
     model.train()
@@ -152,6 +138,9 @@ def test_every_module_is_left_in_its_own_mode(make_model: MakeModel, corpus: Cor
     model.get_submodule("transformer.h.0").eval()
     modes = [module.training for module in model.modules()]
     evaluate(model, eval_windows(corpus.val, PROTOCOL))
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(IndexError):
+        evaluate(model, torch.full((2, 17), 300))
     assert [module.training for module in model.modules()] == modes
     assert len(set(modes)) == 2
 

@@ -3,20 +3,16 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainable.config import TrialConfig
+from tests.trainable.makers import MakeSpec, MakeTrial
 from trainable.errors import InputChangedError
 from trainable.model.fingerprint import file_fingerprint, weight_sums
 from trainable.model.models import load_model
 from trainable.run import RunSpec, start_run
-
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
 
 
 @pytest.fixture

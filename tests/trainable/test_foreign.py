@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial, SaveModel
 from trainable.checkpoint.checkpoint import load_weights, read_checkpoint
 from trainable.checkpoint.checkpoint_path import DamagedCheckpointError, check_checkpoint_path
-from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.model.fingerprint import checkpoint_fingerprint
-from trainable.run import RunSpec, resume_run, start_run
-
-MakeModel = Callable[..., PreTrainedModel]
-SaveModel = Callable[[PreTrainedModel, Path], Path]
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
+from trainable.run import resume_run, start_run
 
 
 def neox(seed: int = 0) -> PreTrainedModel:

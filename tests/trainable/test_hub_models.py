@@ -3,20 +3,20 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from trainable.config import TrialConfig
+from tests.trainable.makers import MakeSpec, MakeTrial
 from trainable.errors import InputChangedError, UserError
 from trainable.model.fingerprint import model_fingerprint, weight_sums
 from trainable.model.hub_models import fetch, hub_folder
 from trainable.model.model_names import check_model_name, is_to_fetch
 from trainable.model.models import load_tokenizer
-from trainable.run import RunSpec, start_run
+from trainable.run import start_run
 
 NAME, COMMITS = "somebody/small", ("a" * 40, "b" * 40)
 
@@ -44,8 +44,8 @@ def put(cache: Path, files: Path, commit: str) -> Path:
 def test_a_model_in_the_cache_is_fingerprinted_and_another_revision_starts_no_run(
     hub_cache: Path,
     model_folders: dict[str, Path],
-    make_spec: Callable[..., RunSpec],
-    make_trial: Callable[..., TrialConfig],
+    make_spec: MakeSpec,
+    make_trial: MakeTrial,
 ) -> None:
     first = put(hub_cache, model_folders["gpt2"], COMMITS[0])
     check_model_name(NAME)

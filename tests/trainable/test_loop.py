@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
 
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial
 from trainable import loop
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
@@ -22,9 +22,6 @@ from trainable.run import RunSpec, start_run, with_start
 from trainable.schedule import learning_rate_at
 from trainable.stability import Finding
 from trainable.state import TrainState, leaves_out_steps
-
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
 
 
 def run(spec: RunSpec, config: TrialConfig, eval_steps: Container[int] = ()) -> tuple[TrainState, list[TrainRow]]:
@@ -323,7 +320,7 @@ def test_an_evaluation_worse_than_guessing_is_a_divergence_and_no_number_is_nonf
 
 
 def test_weights_that_start_above_guessing_are_judged_by_their_own_start(
-    make_spec: MakeSpec, make_trial: MakeTrial, make_model: Callable[..., PreTrainedModel], tmp_path: Path
+    make_spec: MakeSpec, make_trial: MakeTrial, make_model: MakeModel, tmp_path: Path
 ) -> None:
     model = make_model()
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import json
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from transformers import (
     Llama4TextConfig,
     MambaConfig,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial
 from trainable.checkpoint.checkpoint import read_checkpoint, save_checkpoint
 from trainable.config import TrialConfig
 from trainable.device.cpu_kernels.dropout import CPUDropout
@@ -43,10 +42,6 @@ from trainable.state import TrainState
 
 FAMILIES = ["gpt2", "llama", "neox"]
 TARGETS = {"gpt2": {"c_attn"}, "llama": {"q_proj", "v_proj"}, "neox": {"query_key_value"}}
-
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
-MakeModel = Callable[..., PreTrainedModel]
 
 
 @pytest.fixture

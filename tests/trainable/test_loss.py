@@ -1,16 +1,13 @@
 """The loss: transformers' own to float precision, gradients too, and the next token's, not the one after it."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJConfig, GraniteConfig, PreTrainedModel
 
+from tests.trainable.makers import MakeModel
 from trainable import loss as loss_module
 from trainable.head import Head, find_head
 from trainable.loss import next_token_loss, next_token_losses
-
-MakeModel = Callable[..., PreTrainedModel]
 
 
 @pytest.fixture

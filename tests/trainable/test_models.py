@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests.trainable.makers import MakeModel, SaveModel
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.device.compiling import layers_of
@@ -43,9 +44,6 @@ from trainable.model.save_folder import save_adapter_folder
 from trainable.preflight.gradients import check_frozen
 from trainable.preflight.optimizer_watch import OptimizerWatch
 from trainable.sampling import sample
-
-MakeModel = Callable[..., PreTrainedModel]
-SaveModel = Callable[[PreTrainedModel, Path], Path]
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial
 from trainable.config import DOCUMENTED, TrialConfig
 from trainable.data.corpus import source_files
 from trainable.data.tokens import Corpus, load_corpus, sample_batch
@@ -22,9 +23,6 @@ from trainable.preflight.check_result import Check
 from trainable.preflight.initial_weights import BASE_NAME, Predictions, check_offsets
 from trainable.run import RunSpec
 
-MakeModel = Callable[..., PreTrainedModel]
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
 Run = Callable[..., dict[str, Check]]
 Write = Callable[[PreTrainedModel], Path]
 Trained = dict[str, PreTrainedModel]

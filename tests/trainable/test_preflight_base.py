@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from results.diagnosis.of_checkpoint import diagnose_checkpoints, report_of_checkpoints
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial, SaveModel
 from trainable.checkpoint.exam.exam_facts import OffsetGain, learned_doubled_labels
 from trainable.checkpoint.exam.examine import examine_checkpoints
 from trainable.config import TrialConfig
@@ -18,10 +19,7 @@ from trainable.data.tokens import Corpus, load_corpus, sample_batch
 from trainable.preflight import check_labels, run_preflight
 from trainable.preflight.check_result import Check
 from trainable.preflight.initial_weights import BASE_NAME
-from trainable.run import RunSpec
 
-MakeModel = Callable[..., PreTrainedModel]
-SaveModel = Callable[[PreTrainedModel, Path], Path]
 Tuned = Callable[..., Path]
 Against = Callable[[Path, Corpus], Check]
 
@@ -82,9 +80,7 @@ def tuned(pretrained: PreTrainedModel, tmp_path: Path) -> Tuned:
 
 
 @pytest.fixture
-def against_base(
-    make_spec: Callable[..., RunSpec], make_trial: Callable[..., TrialConfig], base_folder: Path, tokenizer: Tokenizer
-) -> Against:
+def against_base(make_spec: MakeSpec, make_trial: MakeTrial, base_folder: Path, tokenizer: Tokenizer) -> Against:
     def run(path: Path, corpus: Corpus) -> Check:
         spec = make_spec(str(base_folder), corpus=corpus, init_from=path)
         checks = run_preflight(spec, make_trial(block_size=32), tokenizer=tokenizer)

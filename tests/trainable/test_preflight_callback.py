@@ -11,13 +11,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 
+from tests.trainable.makers import MakeModel
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus
 from trainable.errors import UserError
 from trainable.model.lora import add_adapters
 from trainable.preflight import PreflightCallback
 
-MakeModel = Callable[..., PreTrainedModel]
 BLOCK = 24
 
 

@@ -1,5 +1,6 @@
 """Tokenizers that do not fit their text or model, and validation text that training has seen."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from trainable.data.corpus import language_reference
+from trainable.data.text_documents import parse_documents
 from trainable.data.tokens import Corpus, Tokens, load_corpus
 from trainable.preflight import corpus_checks
 from trainable.preflight.corpus_checks import (
@@ -44,6 +46,15 @@ def test_a_tokenizer_of_the_texts_own_fits(tokenizer: Tokenizer, corpus: Corpus,
         check = check_tokenizer_fit(tokenizer, corpus, files)
         assert check.status == "pass", check
         assert "round trip exact, unknown tokens 0.00%" in check.measured
+
+
+def test_of_json_lines_the_text_is_looked_at(
+    tokenizer: Tokenizer, corpus: Corpus, text_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text(json.dumps({"id": 1, "text": text_file.read_text()}), encoding="utf-8")
+    plain = check_tokenizer_fit(tokenizer, corpus, [text_file])
+    assert check_tokenizer_fit(tokenizer, corpus, [path], parse_documents("jsonl:text")) == plain
 
 
 def test_a_tokenizer_that_does_not_know_the_words_fails(text_file: Path) -> None:

@@ -1,7 +1,6 @@
 """check_labels on the scripts that people have: transformers' own loss, a loss by hand, wrappers, masks, tuples."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,13 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from tests.trainable.makers import MakeModel
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, sample_batch
 from trainable.errors import UserError
 from trainable.loss import next_token_losses
 from trainable.preflight import check_labels, offset_profile
-
-MakeModel = Callable[..., PreTrainedModel]
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +178,13 @@ def test_dropout_in_training_mode(half_trained: PreTrainedModel, tokens: torch.T
     doubled = (ids, tokens[:, 1:])
     assert check_labels(model, doubled, model(input_ids=ids, labels=tokens[:, 1:]).loss).status == "fail"
     assert check_labels(model, doubled, lambda: model(input_ids=ids, labels=tokens[:, 1:]).loss).status == "fail"
+    # No token before the last has it for its previous one: at offset -1 nothing is scored.
+    last = torch.full_like(ids, -100).index_copy(1, torch.tensor([ids.shape[1] - 1]), ids[:, -1:])
+    assert check_labels(model, (ids, last), model(input_ids=ids, labels=last).loss).status != "fail"
+    assert check_labels(model, ids, math.nan).status == "fail"
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(math.inf)
+    assert check_labels(model, ids, math.nan).status == "fail"
 
 
 def test_a_loss_of_something_else_is_not_judged(make_model: MakeModel, tokens: torch.Tensor) -> None:

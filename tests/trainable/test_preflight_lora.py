@@ -8,19 +8,15 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from tests.trainable.makers import MakeSpec, MakeTrial
 from trainable.config import TrialConfig
-from trainable.data.tokens import Corpus
-from trainable.evaluation import EvalProtocol
 from trainable.model.lora import adapter_parameters
 from trainable.preflight import run_preflight, training
 from trainable.preflight.check_result import Check
-from trainable.preflight.training import Setup, check_model_setup
-from trainable.run import RunSpec, load_run_model
+from trainable.run import load_run_model
 from trainable.state import TrainState, new_state
 
 FAMILIES = ["gpt2", "llama", "neox"]
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
 CheckModel = Callable[[PreTrainedModel], dict[str, Check]]
 
 
@@ -37,19 +33,11 @@ def model(request: Any, make_spec: MakeSpec, config: TrialConfig) -> PreTrainedM
 
 
 @pytest.fixture
-def check(corpus: Corpus, tokenizer: Tokenizer, config: TrialConfig) -> CheckModel:
+def check(check_model: Callable[..., dict[str, Check]], config: TrialConfig) -> CheckModel:
     """Return a function that checks a model with random weights and gives the failed checks by name."""
 
     def failed(model: PreTrainedModel) -> dict[str, Check]:
-        setup = Setup(
-            corpus=corpus,
-            tokenizer=tokenizer,
-            config=config,
-            largest=config,
-            protocol=EvalProtocol(block_size=16, tokens=256),
-            origin="random",
-        )
-        return {one.name: one for one in check_model_setup(model, setup) if one.status in ("fail", "warn")}
+        return {name: one for name, one in check_model(model, config).items() if one.status in ("fail", "warn")}
 
     return failed
 

@@ -1,14 +1,13 @@
 """The memory estimate against what can be reckoned by hand, and the check on both sides of a limit."""
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from trainable.config import TrialConfig
+from tests.trainable.makers import MakeModel, MakeTrial
 from trainable.data.tokens import Corpus
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.cpu_kernels.attention import as_on_mps
@@ -24,8 +23,6 @@ from trainable.preflight.memory import (
     estimate_step_bytes,
 )
 
-MakeModel = Callable[..., PreTrainedModel]
-MakeTrial = Callable[..., TrialConfig]
 PROTOCOL = EvalProtocol(block_size=16, tokens=64)
 
 
@@ -42,6 +39,32 @@ def test_the_estimate_holds_weights_gradients_and_adam_and_grows_with_the_batch(
     # The residual stream alone is kept at least six times in two layers.
     assert double - small > 16 * 64 * 32 * 4 * 6
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_second_micro_batch_finds_the_gradients_of_the_first(make_model: MakeModel, make_trial: MakeTrial) -> None:
+    model = make_model()
+    weights = sum(weight.nbytes for weight in model.parameters())
+    one, two, four = (
+        estimate_step_bytes(model, make_trial(batch_size=16, block_size=64, grad_accum_steps=count))
+        for count in (1, 2, 4)
+    )
+    assert two - one == pytest.approx(weights, rel=0.05)
+    assert four == two
+
+
+def test_on_a_gpu_the_second_step_is_measured_which_begins_with_the_moments(
+    make_model: MakeModel, make_trial: MakeTrial, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(memory, "new_state", lambda config, *_, **__: made.append(config))
+    monkeypatch.setattr(memory, "train", lambda *_, **__: ())
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 1 << 30)
+    for kind, steps in (("cuda", 2), ("cpu", 1)):
+        device = torch.device(kind)
+        peak = memory._peak_bytes_of_a_step(make_model(), corpus, make_trial(grad_accum_steps=8), PROTOCOL, device)
+        assert peak == (1 << 30 if kind == "cuda" else None)
+        assert (made[-1].training_steps, made[-1].grad_accum_steps) == (steps, steps)
 
 
 def test_a_large_batch_is_extrapolated_to_what_it_would_measure(

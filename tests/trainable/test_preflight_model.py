@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from trainable.config import TrialConfig
+from tests.trainable.makers import MakeModel, MakeTrial
 from trainable.data.tokens import Corpus
 from trainable.evaluation import EvalProtocol, eval_windows
 from trainable.preflight import configuration
@@ -18,34 +17,12 @@ from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import check_dropout, check_precision, check_schedule
 from trainable.preflight.gradients import check_gradient_reach, check_slope, cut_modules
 from trainable.preflight.initial_weights import BASE_NAME
-from trainable.preflight.training import Setup, check_model_setup
-
-MakeModel = Callable[..., PreTrainedModel]
-MakeTrial = Callable[..., TrialConfig]
 
 
 @pytest.fixture
 def windows(corpus: Corpus) -> torch.Tensor:
     """(32, 33) ids."""
     return eval_windows(corpus.train, EvalProtocol(block_size=32, tokens=512))
-
-
-@pytest.fixture
-def check_model(corpus: Corpus, tokenizer: Tokenizer, make_trial: MakeTrial) -> Callable[..., dict[str, Check]]:
-    """Return a function that checks a model with random weights and gives the checks by name."""
-
-    def check(model: PreTrainedModel) -> dict[str, Check]:
-        setup = Setup(
-            corpus=corpus,
-            tokenizer=tokenizer,
-            config=make_trial(),
-            largest=make_trial(),
-            protocol=EvalProtocol(block_size=16, tokens=256),
-            origin="random",
-        )
-        return {check.name: check for check in check_model_setup(model, setup)}
-
-    return check
 
 
 def _failed(checks: dict[str, Check]) -> set[str]:

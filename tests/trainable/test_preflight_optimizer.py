@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
+from tests.trainable.makers import MakeModel
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, sample_batch
 from trainable.model.lora import add_adapters
 from trainable.preflight import check_optimizer
 
-MakeModel = Callable[..., PreTrainedModel]
 Step = Callable[[], None]
 StepOf = Callable[..., Step]
 HELD = ("c_fc.weight", "c_attn.weight")

@@ -1,6 +1,5 @@
 """Runs: started, cut and resumed as if never cut, bit for bit, or begun from an owner's weights."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
 
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial, owners_file
 from trainable.checkpoint.checkpoint import read_checkpoint, save_checkpoint
 from trainable.config import TrialConfig
 from trainable.data.tokens import Corpus, load_corpus
@@ -24,9 +23,6 @@ from trainable.schedule import learning_rate_at
 from trainable.state import TrainState
 from trainable.state import new_state as real_new_state
 
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
-MakeModel = Callable[..., PreTrainedModel]
 EVERYTHING: dict[str, Any] = {
     "grad_accum_steps": 2,
     "lr_schedule": "warmup_cosine",
@@ -182,6 +178,19 @@ def test_the_loss_scale_is_kept(make_spec: MakeSpec, make_trial: MakeTrial, tmp_
     assert resume_run(spec, config, read_checkpoint(path)).scaler.get_scale() == 2.0**9
 
 
+def test_a_run_goes_on_in_another_precision(
+    make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, path = make_spec(), tmp_path / "x.pt"
+    # As on MPS, whose fused optimizer knows no loss scaler.
+    monkeypatch.setattr("trainable.state.leaves_out_steps", lambda device_type: False)
+    for before, after in (("fp32", "fp16"), ("fp16", "bf16")):
+        cut_at(4, spec, make_trial(precision=before), path)
+        resumed = resume_run(spec, make_trial(precision=after), read_checkpoint(path))
+        assert [group["fused"] for group in resumed.optimizer.param_groups] == [after != "fp16"]
+        assert [row.optimizer_steps for row in rest_of(resumed, spec) if isinstance(row, StepRow)] == [5, 6]
+
+
 def test_a_run_that_is_over_is_not_resumed(make_spec: MakeSpec, make_trial: MakeTrial, tmp_path: Path) -> None:
     spec, path = make_spec(), tmp_path / "x.pt"
     cut_at(4, spec, make_trial(), path)
@@ -204,25 +213,12 @@ def test_an_incomplete_or_foreign_state_is_refused(make_spec: MakeSpec, make_tri
                 resume_run(spec, config, read_checkpoint(path))
 
 
-def owners_file(path: Path, weights: dict[str, torch.Tensor]) -> Path:
-    wrapped = {f"model.{name}": tensor for name, tensor in weights.items()}
-    masks = {f"model.transformer.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril().bool() for layer in range(2)}
-    hyperparameters = {"batch_size": 8, "block_size": 256, "training_steps": 5000, "device": "mps"}
-    optimizer = {"state": {}, "param_groups": [{"lr": 2e-5, "params": [0]}]}
-    torch.save(
-        {"step": 1500, "model_state_dict": {**wrapped, **masks}, "optimizer_state_dict": optimizer,
-         "hyperparameters": hyperparameters, "vocab_size": 300, "block_size": 256, "batch_size": 8},
-        path,
-    )  # fmt: skip
-    return path
-
-
 def test_an_owners_checkpoint_is_continued_from_its_step(
     make_spec: MakeSpec, make_trial: MakeTrial, make_model: MakeModel, tmp_path: Path
 ) -> None:
     spec, weights = make_spec(), make_model(seed=5).state_dict()
     config = make_trial(training_steps=1503, lr_schedule="warmup_cosine", warmup_steps=500)
-    checkpoint = read_checkpoint(owners_file(tmp_path / "checkpoint_gpt2_answers_step001500.pt", weights))
+    checkpoint = read_checkpoint(owners_file(tmp_path, weights))
     state = resume_run(spec, config, checkpoint)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in state.model.state_dict().items())
     rows = rest_of(state, spec)
@@ -236,7 +232,7 @@ def test_an_owners_checkpoint_is_continued_from_its_step(
 def test_a_checkpoint_of_another_vocabulary_is_refused(
     make_spec: MakeSpec, make_trial: MakeTrial, make_model: MakeModel, tmp_path: Path
 ) -> None:
-    path = owners_file(tmp_path / "x.pt", make_model(vocab_size=400).state_dict())
+    path = owners_file(tmp_path, make_model(vocab_size=400).state_dict())
     spec = make_spec(init_from=path)
     with pytest.raises(UserError, match=r"'transformer\.wte\.weight' is \(400, 32\) in the checkpoint and \(300, 32\)"):
         start_run(spec, make_trial())
@@ -248,7 +244,7 @@ def test_a_search_starts_from_a_checkpoints_weights_at_step_0(
     make_spec: MakeSpec, make_trial: MakeTrial, make_model: MakeModel, tmp_path: Path
 ) -> None:
     weights = make_model(seed=5).state_dict()
-    for path in (owners_file(tmp_path / "owners.pt", weights), tmp_path / "ours.pt"):
+    for path in (owners_file(tmp_path, weights), tmp_path / "ours.pt"):
         if path.name == "ours.pt":
             cut_at(3, make_spec(), make_trial(), path)
             weights = dict(read_checkpoint(path).weights)

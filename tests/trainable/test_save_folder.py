@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,15 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
+from tests.trainable.makers import MakeModel, MakeSpec, MakeTrial, SaveModel
 from trainable.checkpoint.checkpoint import read_checkpoint
-from trainable.config import TrialConfig
 from trainable.data.corpus import source_files
 from trainable.errors import UserError
 from trainable.evaluation import eval_windows, evaluate
 from trainable.model.model_names import RECORD, check_model_target
 from trainable.model.models import load_model, load_tokenizer
 from trainable.model.save_folder import base_license, save_model_folder
-from trainable.run import RunSpec, start_run
-
-MakeModel = Callable[..., PreTrainedModel]
-SaveModel = Callable[[PreTrainedModel, Path], Path]
-MakeSpec = Callable[..., RunSpec]
-MakeTrial = Callable[..., TrialConfig]
+from trainable.run import start_run
 
 
 @pytest.fixture(scope="session")

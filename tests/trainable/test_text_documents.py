@@ -129,6 +129,14 @@ def test_a_long_line_is_cut_before_a_word(write: Write, monkeypatch: pytest.Monk
     assert [chunk.continues for chunk in chunks][:2] == [False, True]
 
 
+def test_a_line_that_is_cut_before_its_last_blank_ends_there(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 16)
+    path = write("x" * 15 + " \nsecond\n")
+    assert [document.strip() for document in found(path, "line")] == ["x" * 15, "second"]
+    # Of a paragraph that line is a part.
+    assert found(path, "blank-line") == ["x" * 15 + " \nsecond"]
+
+
 def test_json_lines_are_documents(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     values = ["one\ntwo", "", "é 😀\r\nx", "a " * 40, "last"]
     lines = [json.dumps({"id": 1, "text": value}) for value in values]

@@ -180,10 +180,12 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     ours = checkpoint.ours
     assert ours is not None, "another script's checkpoint has weights only"
     try:
-        state.optimizer.load_state_dict(ours["optimizer_state_dict"])
-        for group in state.optimizer.param_groups:
-            group["weight_decay"] = state.config.weight_decay  # the file's would win over one set for this resumption
-        state.scaler.load_state_dict(ours["scaler_state_dict"])
+        saved, own = ours["optimizer_state_dict"], state.optimizer.state_dict()["param_groups"]
+        # The settings are this run's, which may be of another weight decay, precision or device than the file's.
+        groups = [{**new, "params": old["params"]} for new, old in zip(own, saved["param_groups"], strict=True)]
+        state.optimizer.load_state_dict({**saved, "param_groups": groups})
+        if ours["scaler_state_dict"]:  # empty from a run without: a scaler that begins here finds its own scale
+            state.scaler.load_state_dict(ours["scaler_state_dict"])
         state.monitor.load_state_dict(ours["monitor"])
         state.since_evaluation = SinceEvaluation(**ours["since_evaluation"])
         state.batches.set_state(ours["rng"]["batches"])

@@ -5,7 +5,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IFDIR, S_IFREG
@@ -14,7 +14,7 @@ from typing import NoReturn
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
 from trainable.errors import UserError, count_words, reason
-from trainable.regular_files import file_type
+from trainable.regular_files import file_type, state_of
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -204,12 +204,11 @@ def text_fingerprint(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-_State = tuple[tuple[Path, int, int, int, int, int], ...]
-_fingerprints: dict[_State | None, str] = {}
+_fingerprints: dict[Hashable, str] = {}
 """Of texts that this process has read, by what the file system said of their files."""
 
 
-def _state(files: Sequence[Path]) -> _State | None:
+def _state(files: Sequence[Path]) -> Hashable:
     """Return what a change of any of the files changes; None where one cannot be read, or is so new that its next
     change may come in the same tick of the clock and not show."""
     try:
@@ -218,10 +217,7 @@ def _state(files: Sequence[Path]) -> _State | None:
         return None
     if time.time() - max(stat.st_ctime for stat in stats) < CLOCK_TICK_S:
         return None
-    return tuple(
-        (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        for path, stat in zip(files, stats, strict=True)
-    )
+    return tuple(map(state_of, files, stats))
 
 
 def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
@@ -230,6 +226,7 @@ def check_apart(training: Sequence[Path], validation: Sequence[Path]) -> None:
     by_size: dict[int, list[Path]] = {}
     for path in training:
         by_size.setdefault(path.stat().st_size, []).append(path)
+    by_size.pop(0, None)  # empty files are equal, and nothing in them is trained on
     for path in validation:
         same = places.get(path.resolve()) or next(
             (other for other in by_size.get(path.stat().st_size, []) if filecmp.cmp(path, other, shallow=False)), None

@@ -191,7 +191,8 @@ def _spans(text: str, documents: Documents, *, is_open: bool) -> tuple[Span, ...
         if documents.kind == "blank-line" and found and start == found[-1].end + 1:
             start = found.pop().start
         found.append(Span(start=start, end=end, begins=True))
-    if found and is_open and text.count("\n", 0, found[0].start) < 2:
+    line_ends = 2 if documents.kind == "blank-line" else 1
+    if found and is_open and text.count("\n", 0, found[0].start) < line_ends:
         found[0] = Span(start=0, end=found[0].end, begins=False)
     return tuple(found)
 
@@ -251,7 +252,8 @@ def _joined(path: Path, parts: list[tuple[str, int, bool]]) -> Iterator[TextChun
     for value, number, begins in parts:
         spans.append(Span(start=start, end=start + len(value), begins=begins))
         start += len(value) + 1
-        lines += [number] * (1 + value.count("\n") + value.count("\r"))
+        # A \r at its very end is one line end with the \n after it.
+        lines += [number] * (1 + value.count("\n") + value.removesuffix("\r").count("\r"))
     text = "\n".join(value for value, _, _ in parts) + "\n"
     yield TextChunk(
         path=path,

@@ -66,7 +66,8 @@ def _pin_gpu(number: int) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[number].strip() if visible[0] else str(number)
     if count > 1 and torch.cuda.device_count() != 1:
-        raise UserError(f"DEVICE=cuda:{number}: CUDA had begun before. Set CUDA_VISIBLE_DEVICES={number} DEVICE=cuda.")
+        pinned = os.environ["CUDA_VISIBLE_DEVICES"]
+        raise UserError(f"DEVICE=cuda:{number}: CUDA had begun before. Set CUDA_VISIBLE_DEVICES={pinned} DEVICE=cuda.")
 
 
 def device_info(device: torch.device) -> DeviceInfo:

@@ -9,6 +9,7 @@ from pathlib import Path
 from trainable.checkpoint.checkpoint_path import weight_files
 from trainable.errors import InputChangedError, UserError, reason
 from trainable.model.model_names import PRESETS, files_folder
+from trainable.regular_files import state_of
 
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 
@@ -34,9 +35,7 @@ def checkpoint_fingerprint(path: Path) -> str:
 def file_fingerprint(path: Path) -> str:
     """Return the SHA-256 (hex) of a file's bytes, read once a process and after every change. Raises OSError."""
     with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
-        # The time of change as well: that of modification can be set back.
-        state = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        state = state_of(path, os.fstat(file.fileno()))
         if state not in _fingerprints:
             _fingerprints[state] = hashlib.file_digest(file, "sha256").hexdigest()
     return _fingerprints[state]

@@ -15,20 +15,12 @@ _BESIDE = re.compile(r".*\.(?:json|txt|model|jinja|md)|LICENSE")
 def hub_folder(name: str) -> Path | None:
     """Return the folder of a hub model's files in the local cache, None where they are not all there."""
     # Imported late: most models are folders.
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        return _whole_snapshot(name)
-    except HFValidationError:
-        return None
-
-
-def _whole_snapshot(name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(name, "config.json")
     # Loading or inspecting a model may have fetched single files.
-    with suppress(OSError, UserError):
+    with suppress(HFValidationError, OSError, UserError):
+        config = try_to_load_from_cache(name, "config.json")
         if isinstance(config, str) and weight_files(Path(config).parent):
             return Path(config).parent
     return None
@@ -44,7 +36,7 @@ def check_hub_name(name: str, *, others: str) -> None:
 
     where = f"GPT2_MODEL_NAME={name}"
     try:
-        if _whole_snapshot(name) is None:
+        if hub_folder(name) is None:
             HfApi().model_info(name, timeout=TIMEOUT_S)
     except (HFValidationError, RepositoryNotFoundError):
         raise UserError(f"{where} is no preset, no folder, and no model that the hub shows ({others}).") from None

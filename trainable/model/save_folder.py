@@ -48,7 +48,7 @@ def save_model_folder(
     config = base_config(model_name, tokenizer)
     own_dtype = next((name for name, one in DTYPES.items() if one == config.dtype), "fp32")
     saved_dtype = dtype or own_dtype
-    with _replacing(folder) as unfinished:
+    with _replacing(folder, card, {**record, "dtype": saved_dtype}) as unfinished:
         _write_weights(model, config, DTYPES[saved_dtype], unfinished)
         base = files_folder(model_name)
         for file in (base / name for name in COPIED) if base else ():
@@ -56,8 +56,6 @@ def save_model_folder(
                 (unfinished / file.name).write_bytes(read_regular(file))
         _write_tokenizer(tokenizer, config, unfinished)
         _finish_config(unfinished / "config.json", base)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        _write_json(unfinished / RECORD, {**record, "dtype": saved_dtype})
     return saved_dtype
 
 
@@ -75,12 +73,9 @@ def save_adapter_folder(
 
     base: adapters_base_name()'s, what peft is to put them on.
     """
-    with _replacing(folder) as unfinished:
+    with _replacing(folder, card, {**record, "dtype": None}) as unfinished:
         save_adapters(model, unfinished, base_model=base)
-        tokenizer.save(str(unfinished / "tokenizer.json"))
         _write_tokenizer(tokenizer, base_config(model_name, tokenizer), unfinished)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        _write_json(unfinished / RECORD, {**record, "dtype": None})
 
 
 def adapters_base_name(base: AdapterBase) -> str:
@@ -184,12 +179,14 @@ def _finish_config(path: Path, base: Path | None) -> None:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def _replacing(folder: Path, card: str, record: Mapping[str, Any]) -> Iterator[Path]:
     unfinished, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir()
         yield unfinished
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        _write_json(unfinished / RECORD, record)
         for path in unfinished.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -9,20 +9,16 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trainable.data.text_documents import iter_chunks
+from trainable.data.text_documents import WHOLE_FILES, Documents, iter_chunks
 from trainable.data.tokens import Corpus, Tokens, token_counts
 from trainable.preflight.check_result import Check, judged, skipped
-from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, iter_ngram_hashes, marked_spans
+from trainable.text_audit.ngrams import NGRAM_TOKENS, KnownHashes, iter_ngram_hashes, marked_spans, tokens_a_token
 from trainable.text_audit.units import Hashes, Ints
 
 UNKNOWN_FAIL_FRAC = 0.01
 LOST_FAIL_FRAC = 0.05
 MIN_BYTES_PER_TOKEN = 1.5
 """English has 3 to 4.5 in vocabularies of 2,048 to 50,257; another script in GPT-2's has 1 to 1.5."""
-LARGE_VOCABULARY = 1000
-"""Smaller vocabularies are of characters or bytes on purpose."""
-CHARACTERS_A_TOKEN = 4
-"""In English. Of a vocabulary of characters or bytes, copies so many times as long are looked for."""
 SAMPLE_CHARS = 25_000
 SAMPLE_FILES = 8
 
@@ -54,12 +50,14 @@ def check_tokenizer_ids(tokenizer: Tokenizer, corpus: Corpus, embedding_rows: in
     )
 
 
-def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Path]) -> Check:
+def check_tokenizer_fit(
+    tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Path], documents: Documents = WHOLE_FILES
+) -> Check:
     """Return whether the tokenizer writes the text's own bytes: round trip, unknown tokens, bytes per token.
 
     Without files the text is what the corpus' tokens decode to, which cannot show what was lost before.
     """
-    text = _sample(files) if files else tokenizer.decode(corpus.tokens[: SAMPLE_CHARS // 4].tolist(), False)
+    text = _sample(files, documents) if files else tokenizer.decode(corpus.tokens[: SAMPLE_CHARS // 4].tolist(), False)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     back = tokenizer.decode(ids, skip_special_tokens=False)
     lost = (Counter(text) - Counter(back)).total() / max(1, len(text))
@@ -69,7 +67,7 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
         unknown_frac = float(counts[unknown_id] / counts.sum())
     bytes_per_token = len(text.encode()) / max(1, len(ids))
     failed = unknown_frac >= UNKNOWN_FAIL_FRAC or (lost >= LOST_FAIL_FRAC and tokenizer.decoder is not None)
-    is_short = bytes_per_token < MIN_BYTES_PER_TOKEN and corpus.vocab_size >= LARGE_VOCABULARY
+    is_short = bytes_per_token < MIN_BYTES_PER_TOKEN and tokens_a_token(corpus.vocab_size) == 1
     advice = "Text does not come back as it was (case, spaces or rare characters). Look at the tokenizer."
     if failed:
         advice = "The tokenizer does not know this text. Use one made for its language and script."
@@ -89,7 +87,7 @@ def check_tokenizer_fit(tokenizer: Tokenizer, corpus: Corpus, files: Sequence[Pa
 def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
     """Return whether the validation part is text that training does not see."""
     name = "train/validation overlap"
-    scale = CHARACTERS_A_TOKEN if corpus.vocab_size < LARGE_VOCABULARY else 1
+    scale = tokens_a_token(corpus.vocab_size)
     overlap = measure_overlap(corpus.train, corpus.val, scale=scale)
     if overlap is None:
         return skipped(name, f"a part has fewer than {scale * NGRAM_TOKENS} tokens")
@@ -111,9 +109,9 @@ def check_overlap(corpus: Corpus, tokenizer: Tokenizer) -> Check:
     )
 
 
-def _sample(files: Sequence[Path]) -> str:
+def _sample(files: Sequence[Path], documents: Documents) -> str:
     spread = [files[round(place)] for place in np.linspace(0, len(files) - 1, min(SAMPLE_FILES, len(files)))]
-    starts = (next(iter_chunks([path]), None) for path in spread)
+    starts = (next(iter_chunks([path], documents), None) for path in spread)
     return "\n".join(chunk.text[: SAMPLE_CHARS // len(spread)] for chunk in starts if chunk is not None)
 
 
@@ -147,7 +145,7 @@ class Overlap:
 def measure_overlap(train: Tokens, val: Tokens, *, scale: int = 1) -> Overlap | None:
     """Return what the two share, or None where one is shorter than an n-gram. Memory is bounded at any length.
 
-    scale: how many tokens, a power of two, are about as long as one of a large vocabulary.
+    scale: tokens_a_token().
     """
     n = scale * NGRAM_TOKENS
     if min(len(train), len(val)) < n:

@@ -74,7 +74,8 @@ def check_labels(model: torch.nn.Module, batch: Any, loss: Any, *, base: torch.n
         value = _as_number(loss() if by_call else loss)
         passes = [list(_candidates(model, inputs, labels)) for _ in range(DROPOUT_PASSES if training else 1)]
     by_candidate = [(several[0][0], [nats for _, nats in several]) for several in zip(*passes, strict=True)]
-    noise = max(pstdev(nats) for _, nats in by_candidate) if training else 0.0
+    # An offset at which no position is scored, or a model that overflows, has no number.
+    noise = max((pstdev(nats) for _, nats in by_candidate if all(map(math.isfinite, nats))), default=0.0)
     found = _judged(value, [(offset, fmean(nats)) for offset, nats in by_candidate], noise=noise)
     if base is None or found.status == "fail":
         return found

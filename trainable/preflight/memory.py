@@ -101,11 +101,14 @@ def _estimate(model: PreTrainedModel, config: TrialConfig) -> int | None:
 def _peak_bytes_of_a_step(
     model: PreTrainedModel, corpus: Corpus, config: TrialConfig, protocol: EvalProtocol, device: torch.device
 ) -> int | None:
-    once = replace(config, training_steps=1, grad_accum_steps=1, lr_schedule="constant", warmup_steps=0)
-    state = new_state(once, model, device=device, unigram_entropy=float("nan"), from_scratch=False)
+    # The second step begins with AdamW's moments, its second micro-batch with gradients. On a CPU that is estimated.
+    steps = 1 if device.type == "cpu" else 2
+    accumulated = min(steps, config.grad_accum_steps)
+    few = replace(config, training_steps=steps, grad_accum_steps=accumulated, lr_schedule="constant", warmup_steps=0)
+    state = new_state(few, model, device=device, unigram_entropy=float("nan"), from_scratch=False)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for _ in train(state, corpus, protocol, eval_steps=()):
+    for _ in train(state, corpus, protocol, eval_steps=(), stop_on=()):
         pass
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
@@ -157,7 +160,7 @@ def check_disk(model: torch.nn.Module, room: CheckpointRoom) -> Check:
 
 
 def estimate_step_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
-    """Return the peak memory of one micro-batch and AdamW's states: tensors alone, without what the allocator loses.
+    """Return the peak memory of a step with AdamW's states: tensors alone, without what the allocator loses.
 
     The real loss runs forward and backward on tensors that have shapes and no data, as on a CPU (a model on MPS: with
     its attention), which takes a second; a large batch is extrapolated from two smaller ones, as memory grows by the
@@ -194,20 +197,23 @@ def _peak_bytes(model: PreTrainedModel, config: TrialConfig) -> int:
             for tensor in (*weights.values(), *buffers.values()):
                 live.add(tensor)
             tensors = {f"model.{name}": tensor for name, tensor in (*weights.items(), *buffers.items())}
-            torch.func.functional_call(_Step(model), tensors, (tokens,), tie_weights=True)
+            # Of several micro-batches the second finds the gradients of the first.
+            count = min(2, config.grad_accum_steps)
+            torch.func.functional_call(_Step(model), tensors, (tokens, count), tie_weights=True)
     return int(live.peak)
 
 
 class _Step(torch.nn.Module):
-    """The project's loss and its gradients as a module, so that its weights can be given from outside."""
+    """The project's loss and its gradients, so many times: a module, so that its weights can be given from outside."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: torch.Tensor) -> None:
-        # Gradient checkpointing runs the layers again in the backward pass, with the weights that they then have.
-        next_token_loss(self.model, tokens).backward()  # type: ignore[no-untyped-call]
+    def forward(self, tokens: torch.Tensor, count: int) -> None:
+        for _ in range(count):
+            # Gradient checkpointing runs the layers again in the backward pass, with the weights that they then have.
+            next_token_loss(self.model, tokens).backward()  # type: ignore[no-untyped-call]
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from trainable.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from trainable.config import TrialConfig
+from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.data.tokens import check_corpus
 from trainable.device.device import untouched_rng, without_tf32
 from trainable.device.device_memory import is_out_of_memory, release_memory
@@ -29,6 +30,7 @@ def run_preflight(
     *,
     tokenizer: Tokenizer,
     files: Sequence[Path] = (),
+    documents: Documents = WHOLE_FILES,
     largest: TrialConfig | None = None,
     checkpoint: Checkpoint | Path | None = None,
     available_bytes: int | None = None,
@@ -36,9 +38,9 @@ def run_preflight(
 ) -> Iterator[Check]:
     """Yield each check as it is done, on the spec's model, data and device and the real loop.
 
-    files: the text behind the corpus, for the tokenizer's round trip. largest: the biggest batch and block that the
-    study can propose (default: config's). checkpoint: where to go on from, or its path (default: what the spec starts
-    from).
+    files, documents: the text behind the corpus, for the tokenizer's round trip. largest: the biggest batch and block
+    that the study can propose (default: config's). checkpoint: where to go on from, or its path (default: what the spec
+    starts from).
     available_bytes: memory for one run (default: all that the device has left). room: for the checkpoints that the
     study keeps (default: not looked at). What was loaded is given back at the end. Between two checks torch's random
     numbers are the caller's. Raises UserError when model, checkpoint or corpus cannot be used at all.
@@ -55,7 +57,7 @@ def run_preflight(
         origin=_origin(spec, checkpoint),
         available_bytes=available_bytes,
     )
-    checks = _checks(spec, setup, checkpoint, files, room)
+    checks = _checks(spec, setup, checkpoint, files, documents, room)
     del checkpoint
     try:
         while True:
@@ -94,14 +96,19 @@ def _next(checks: Generator[Check], device: torch.device) -> Check | None:
 
 
 def _checks(
-    spec: RunSpec, setup: Setup, checkpoint: Checkpoint | None, files: Sequence[Path], room: CheckpointRoom | None
+    spec: RunSpec,
+    setup: Setup,
+    checkpoint: Checkpoint | None,
+    files: Sequence[Path],
+    documents: Documents,
+    room: CheckpointRoom | None,
 ) -> Generator[Check]:
     """Yield the checks; checkpoint: the one to start from, which is kept alive no longer than it is needed."""
     config = setup.config
     yield check_schedule(config)
     for shape in (config, setup.largest):
         check_corpus(spec.corpus, block_size=shape.block_size, eval_block_size=spec.protocol.block_size)
-    yield check_tokenizer_fit(setup.tokenizer, spec.corpus, files)
+    yield check_tokenizer_fit(setup.tokenizer, spec.corpus, files, documents)
     yield check_overlap(spec.corpus, setup.tokenizer)
     device, base = torch.device(spec.device), None
     if setup.origin == "checkpoint" and spec.model_name not in PRESETS:

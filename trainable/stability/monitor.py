@@ -29,6 +29,7 @@ class StabilityMonitor:
         )
         self._spike = SpikeWatch(rules)
         self._speed = SpeedWatch(rules)
+        self._watches = {"level": self._level, "spike": self._spike, "speed": self._speed}
         self._skips = 0
         self._nonfinite = False
 
@@ -70,20 +71,14 @@ class StabilityMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later judgements depend on: dicts, lists, numbers and None."""
-        return {
-            "level": dump(self._level),
-            "spike": dump(self._spike),
-            "speed": dump(self._speed),
-            "skips": self._skips,
-            "nonfinite": self._nonfinite,
-        }
+        watches = {name: dump(watch) for name, watch in self._watches.items()}
+        return {**watches, "skips": self._skips, "nonfinite": self._nonfinite}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, with the same rules. Raises UserError when another version wrote it."""
         try:
-            restore(self._level, state["level"])
-            restore(self._spike, state["spike"])
-            restore(self._speed, state["speed"])
+            for name, watch in self._watches.items():
+                restore(watch, state[name])
             self._skips, self._nonfinite = state["skips"], state["nonfinite"]
         except KeyError as error:
             raise UserError(

@@ -12,7 +12,7 @@ from trainable.text_audit.audit_findings import kind_spans, make_findings, read_
 from trainable.text_audit.audit_values import AuditReport, Hit, hit_spans, removed_spans
 from trainable.text_audit.clean import plan_clean, unit_cover
 from trainable.text_audit.copies import find_copies
-from trainable.text_audit.ngrams import covered
+from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, tokens_a_token
 from trainable.text_audit.regions import find_binary, find_debris, find_foreign, find_long_lines
 from trainable.text_audit.repeats import find_repeats
 from trainable.text_audit.scan import Scan, scan_text
@@ -50,17 +50,17 @@ def audit(
     tokens = corpus.tokens
     train_tokens = len(corpus.train) if has_tail else len(tokens)
     token_range = _checked_range(token_range, len(tokens))
-    vocabulary = describe_vocabulary(tokenizer)
+    vocabulary, scale = describe_vocabulary(tokenizer), tokens_a_token(corpus.vocab_size)
     text = Source(files=files, tokenizer=tokenizer, tokens=tokens, documents=documents, separator_id=separator_id)
     scan = scan_text(text, progress)
     progress("looking for noise, other languages and repetitions", 0.0)
     hits, markup = _text_hits(scan, tokens)
     hits += find_copies(scan.units, tokens, vocabulary.word, hits, train_tokens, progress)
     progress("looking for shifts", 0.0)
-    windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), SHIFT_WINDOWS, 2048))
+    windows = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), SHIFT_WINDOWS, 2048, scale))
     hits += _unexplained(find_shifts(windows), hits, len(tokens))
     copied = covered(removed_spans(hit for hit in hits if hit.kind in COPIED_KINDS), len(tokens))
-    profile = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), PROFILE_WINDOWS, 256), copied)
+    profile = measure_windows(tokens, vocabulary, _window_tokens(len(tokens), PROFILE_WINDOWS, 256, scale), copied)
     if token_range is not None:
         hits = [seen for hit in hits if (seen := within(hit, token_range)) is not None]
 
@@ -88,7 +88,7 @@ def audit(
         totals=totals,
         spans={kind: kind_spans([hit for hit in hits if hit.kind == kind]) for kind in totals},
         profile=profile,
-        plan=plan_clean(scan, hits, markup),
+        plan=plan_clean(scan, hits, markup, n=scale * NGRAM_TOKENS),
     )
 
 
@@ -99,7 +99,7 @@ def _checked_range(token_range: tuple[int, int] | None, tokens: int) -> tuple[in
     assert 0 <= first < end, token_range
     if first >= tokens:
         raise UserError(
-            f"RANGE starts at token {first:,}; the text has {tokens:,}. Ints are those of the text's own tokens, "
+            f"RANGE starts at token {first:,}; the text has {tokens:,}. Positions are those of the text's own tokens, "
             f"not of those drawn in training; name a range within 0-{tokens}."
         )
     return first, min(end, tokens)
@@ -122,6 +122,6 @@ def _unexplained(shifts: list[Hit], hits: list[Hit], tokens: int) -> list[Hit]:
     return [hit for hit in shifts if explained[hit.first : hit.end].mean() < 0.5]
 
 
-def _window_tokens(tokens: int, most: int, least: int) -> int:
+def _window_tokens(tokens: int, most: int, least: int, scale: int) -> int:
     # Short texts get shorter windows: 16 of them are what it takes to tell one from the others.
-    return max(tokens // most, min(least, max(128, tokens // 32)))
+    return max(tokens // most, min(scale * least, max(scale * 128, tokens // 32)))

@@ -14,7 +14,7 @@ from trainable.errors import UserError, reason
 from trainable.regular_files import whole_file
 from trainable.text_audit.audit_values import KINDS, AuditReport, CleanPlan, Hit, Spans, hit_spans, removed_spans
 from trainable.text_audit.debris import repair
-from trainable.text_audit.ngrams import NGRAM_TOKENS, covered, marks_between
+from trainable.text_audit.ngrams import covered, marks_between
 from trainable.text_audit.scan import Scan
 from trainable.text_audit.units import Flags, Floats, Units
 
@@ -48,12 +48,15 @@ class CleanSummary:
     """Found, and left in: whether they belong is for a person to say."""
 
 
-def plan_clean(scan: Scan, hits: list[Hit], markup: Flags) -> CleanPlan:
-    """Return what a cleaned copy leaves out and repairs; `markup` marks the units whose tags are debris."""
+def plan_clean(scan: Scan, hits: list[Hit], markup: Flags, *, n: int) -> CleanPlan:
+    """Return what a cleaned copy leaves out and repairs; `markup` marks the units whose tags are debris.
+
+    n: tokens of the n-grams of which none may stay.
+    """
     units = scan.units
     removed = np.zeros(len(units), dtype=np.uint8)
     for kind in REMOVED_KINDS:
-        gone = units_to_remove(units, removed_spans(hit for hit in hits if hit.kind == kind))
+        gone = units_to_remove(units, removed_spans(hit for hit in hits if hit.kind == kind), n)
         removed[gone & (removed == 0)] = 1 + KINDS.index(kind)
     debris = unit_cover(units, hit_spans(hit for hit in hits if hit.kind == "encoding_debris")) > 0
     markup = markup & debris
@@ -70,11 +73,11 @@ def unit_cover(units: Units, spans: Spans) -> Floats:
     return frac
 
 
-def units_to_remove(units: Units, spans: Spans) -> Flags:
+def units_to_remove(units: Units, spans: Spans, n: int) -> Flags:
     """Return the units that must go so that no n-gram of the spans stays."""
     frac = unit_cover(units, spans)
     # Half of its tokens, or a whole n-gram of them.
-    gone = (frac >= 0.5) | (frac * (units.end_token - units.first_token) >= NGRAM_TOKENS)
+    gone = (frac >= 0.5) | (frac * (units.end_token - units.first_token) >= n)
     if len(spans):
         # A span over the ends of two units may fill neither by half: the one it fills more goes.
         first, last = units.of_token(spans[:, 0]), units.of_token(spans[:, 1] - 1)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from trainable.data.tokens import Progress, Tokens
 from trainable.text_audit.audit_values import Hit, Spans, hit_spans, removed_spans, spans
-from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs, fingerprints
+from trainable.text_audit.duplicates import find_duplicate_runs, find_overlap_runs
 from trainable.text_audit.near import NearDuplicate, find_near_duplicates, find_passages
 from trainable.text_audit.ngrams import (
     BLOCK_TOKENS,
@@ -21,6 +21,7 @@ from trainable.text_audit.ngrams import (
     covered,
     iter_ngram_hashes,
     marks_between,
+    tokens_a_token,
     union,
 )
 from trainable.text_audit.units import Flags, Hashes, Ints, Units
@@ -48,35 +49,36 @@ Runs = Ints
 """(n, 3) of (copy, original, length)."""
 
 
-def _templates(tokens: Tokens) -> tuple[Flags, Flags, list[Hit]]:
+def _templates(tokens: Tokens, scale: int = 1) -> tuple[Flags, Flags, list[Hit]]:
     """Return which tokens a template covers, where n-grams start that are a quarter template or more, and the finding.
 
     Flags are (tokens,), the n-grams of NGRAM_TOKENS. At most one finding stands for all templates.
     """
-    known, found = _template_hashes(tokens), [np.zeros(0, dtype=np.int64)]
+    n, whole = scale * TEMPLATE_NGRAM_TOKENS, scale * NGRAM_TOKENS
+    known, found = _template_hashes(tokens, n), [np.zeros(0, dtype=np.int64)]
     index = KnownHashes(known)
-    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=TEMPLATE_NGRAM_TOKENS) if len(known) else ():
+    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=n) if len(known) else ():
         found.append(index.find(block)[0] + start)
     where = np.concatenate(found)
-    spans = union(np.stack([where, where + TEMPLATE_NGRAM_TOKENS], axis=1))
-    spans = spans[spans[:, 1] - spans[:, 0] <= MAX_TEMPLATE_TOKENS]
+    spans = union(np.stack([where, where + n], axis=1))
+    spans = spans[spans[:, 1] - spans[:, 0] <= scale * MAX_TEMPLATE_TOKENS]
     covers = covered(spans, len(tokens))
     starts = np.zeros(len(tokens), dtype=bool)
     for low in range(0, len(tokens), BLOCK_TOKENS):
-        part = covers[low : low + BLOCK_TOKENS + NGRAM_TOKENS - 1]
+        part = covers[low : low + BLOCK_TOKENS + whole - 1]
         places = np.arange(min(BLOCK_TOKENS, len(part)))
-        inside = marks_between(part, places, np.minimum(places + NGRAM_TOKENS, len(part)))
-        starts[low : low + BLOCK_TOKENS] = inside >= NGRAM_TOKENS // 4
+        inside = marks_between(part, places, np.minimum(places + whole, len(part)))
+        starts[low : low + BLOCK_TOKENS] = inside >= whole // 4
     return covers, starts, [_template_hit(spans)] if len(spans) else []
 
 
-def _template_hashes(tokens: Tokens) -> Hashes:
+def _template_hashes(tokens: Tokens, n: int) -> Hashes:
     """The hashes of the n-grams that occur often and throughout, sorted."""
     bounds = np.linspace(0, len(tokens), PARTS + 1, dtype=np.int64).tolist()
     parts = []
     for low, high in pairwise(bounds):
         end = min(high, low + PART_TOKENS)
-        blocks = [block for _, block in iter_ngram_hashes(tokens, low, end, n=TEMPLATE_NGRAM_TOKENS)]
+        blocks = [block for _, block in iter_ngram_hashes(tokens, low, end, n=n)]
         parts.append(np.concatenate([np.zeros(0, dtype=np.uint64), *blocks]))
     hashes, counts = np.unique(np.concatenate(parts), return_counts=True)
     often: Hashes = hashes[counts >= MIN_OCCURRENCES]
@@ -102,13 +104,13 @@ def find_copies(
 ) -> list[Hit]:
     """Return overlaps, exact and near copies outside what is `known`; `word` maps ids to words, 0 to none."""
     progress("looking for duplicates", 0.0)
+    scale = tokens_a_token(len(word))
     skipped = covered(hit_spans(hit for hit in known if hit.kind in SKIPPED_KINDS), len(tokens))
-    in_template, starts_template, template_hits = _templates(tokens)
-    hashes, positions = fingerprints(tokens, skipped | starts_template, progress)
-    runs = find_duplicate_runs(tokens, train_tokens, hashes, positions)
-    hits = [*template_hits, *duplicate_hits(runs, train_tokens)]
-    hits += overlap_hits(find_overlap_runs(tokens, train_tokens, skipped | starts_template, progress))
-    first, end = find_passages(units, tokens)
+    in_template, starts_template, template_hits = _templates(tokens, scale)
+    looked_at = (tokens, train_tokens, skipped | starts_template, progress, scale)
+    hits = [*template_hits, *duplicate_hits(find_duplicate_runs(*looked_at), train_tokens, scale)]
+    hits += overlap_hits(find_overlap_runs(*looked_at), scale)
+    first, end = find_passages(units, tokens, scale)
     gone = covered(removed_spans(hits), len(tokens))
     is_new = (end > first) & (marks_between(skipped | gone, first, end) < MOSTLY * (end - first))
     first, end = first[is_new], end[is_new]
@@ -118,13 +120,13 @@ def find_copies(
         words[in_template[low:high]] = 0
         return words
 
-    return [*hits, *near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress), first, end)]
+    return [*hits, *near_hits(find_near_duplicates(words_at, first, end, train_tokens, progress, scale), first, end)]
 
 
-def duplicate_hits(runs: Runs, train_tokens: int) -> Iterator[Hit]:
+def duplicate_hits(runs: Runs, train_tokens: int, scale: int = 1) -> Iterator[Hit]:
     """Yield the exact duplicates; those between the two parts of the split are overlaps and left to overlap_hits."""
     across = (runs[:, 0] < train_tokens) & (runs[:, 1] >= train_tokens)
-    for copies, original in _passages(_joined(runs[~across])):
+    for copies, original in _passages(_joined(runs[~across], scale * JOIN_TOKENS)):
         removed = union(copies)
         size = int(copies[0, 1] - copies[0, 0])
         times = f" that occur {len(copies) + 1:,} times" if len(copies) > 1 else ""
@@ -140,9 +142,9 @@ def duplicate_hits(runs: Runs, train_tokens: int) -> Iterator[Hit]:
         )
 
 
-def overlap_hits(runs: Runs) -> Iterator[Hit]:
+def overlap_hits(runs: Runs, scale: int = 1) -> Iterator[Hit]:
     """Yield the validation passages that training sees too, from runs of (train, validation, length)."""
-    for in_train, (first, end) in _passages(_joined(runs)):
+    for in_train, (first, end) in _passages(_joined(runs, scale * JOIN_TOKENS)):
         times = f" {len(in_train):,} times" if len(in_train) > 1 else ""
         yield Hit(
             kind="train_val_overlap",
@@ -180,15 +182,15 @@ def near_hits(pairs: list[NearDuplicate], first: Ints, end: Ints) -> Iterator[Hi
         )
 
 
-def _joined(runs: Runs) -> Runs:
-    """(n, 4) of (copy, end, original, end): runs that go on after a few other tokens made one."""
+def _joined(runs: Runs, most: int) -> Runs:
+    """(n, 4) of (copy, end, original, end): runs that go on after `most` other tokens at most made one."""
     if len(runs) == 0:
         return np.zeros((0, 4), dtype=np.int64)
     runs = runs[np.argsort(runs[:, 0], kind="stable")]
     copy, original, length = runs.T
     gap = copy[1:] - (copy[:-1] + length[:-1])
     drift = np.abs((copy[1:] - original[1:]) - (copy[:-1] - original[:-1]))
-    firsts = np.append(0, np.flatnonzero((gap > JOIN_TOKENS) | (drift > JOIN_TOKENS)) + 1)
+    firsts = np.append(0, np.flatnonzero((gap > most) | (drift > most)) + 1)
     ends = np.maximum.reduceat(copy + length, firsts)
     original_ends = np.maximum.reduceat(original + length, firsts)
     return np.stack([copy[firsts], ends, np.minimum.reduceat(original, firsts), original_ends], axis=1)

@@ -10,40 +10,40 @@ from trainable.text_audit.units import Flags, Hashes, Ints
 
 MIN_DUPLICATE_TOKENS = 50
 """Lee et al. 2022, Deduplicating training data makes language models better, sec. 4.1."""
-_WINDOW = MIN_DUPLICATE_TOKENS - NGRAM_TOKENS + 1
-"""A match of MIN_DUPLICATE_TOKENS holds a whole window of n-grams, whose least hash is then kept in both places."""
 
 
-def find_duplicate_runs(tokens: Tokens, train_tokens: int, hashes: Hashes, positions: Ints) -> Ints:
-    """Return runs (n, 3) of (copy, original, length), each maximal, sorted by copy, from the text's fingerprints.
+def find_duplicate_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progress: Progress, scale: int = 1) -> Ints:
+    """Return runs (n, 3) of (copy, original, length), each maximal, sorted by copy.
 
     The original of a passage is its first occurrence in the validation part, or else its first: what is left out
-    comes from the training side.
+    comes from the training side. N-grams that start where `skipped` is true are left out. scale: tokens_a_token().
     """
-    copies, originals = _pairs(hashes, positions, train_tokens)
-    copy, original, length = matching_runs(copies, originals, gap=NGRAM_TOKENS).T
-    before = _agreeing(tokens, copy - 1, original - 1, step=-1)
-    after = _agreeing(tokens, copy + length, original + length, step=1)
+    n, least = scale * NGRAM_TOKENS, scale * MIN_DUPLICATE_TOKENS
+    copies, originals = _pairs(*_fingerprints(tokens, skipped, progress, n, least), train_tokens)
+    copy, original, length = matching_runs(copies, originals, n=n, gap=n).T
+    before = _agreeing(tokens, copy - 1, original - 1, step=-1, most=least)
+    after = _agreeing(tokens, copy + length, original + length, step=1, most=least)
     runs = np.stack([copy - before, original - before, length + before + after], axis=1)
-    runs = runs[runs[:, 2] >= MIN_DUPLICATE_TOKENS]
-    return _maximal(runs)
+    return _maximal(runs[runs[:, 2] >= least])
 
 
-def fingerprints(tokens: Tokens, skipped: Flags, progress: Progress) -> tuple[Hashes, Ints]:
-    """Return the hashes of a tenth of the n-grams, chosen by the hashes alone, and where they are.
+def _fingerprints(tokens: Tokens, skipped: Flags, progress: Progress, n: int, match_tokens: int) -> tuple[Hashes, Ints]:
+    """The hashes of a tenth of the n-grams, chosen by the hashes alone, and where they are.
 
-    Winnowing: Schleimer, Wilkerson & Aiken 2003, sec. 3. N-grams that start where `skipped` is true are left out.
+    Winnowing: Schleimer, Wilkerson & Aiken 2003, sec. 3.
     """
-    margin = _WINDOW - 1
+    # A match holds a whole window of n-grams, whose least hash is then kept in both places.
+    window = match_tokens - n + 1
+    margin = window - 1
     hashes, positions = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-    last = len(tokens) - NGRAM_TOKENS + 1
-    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), margin=margin):
-        if len(block) < _WINDOW:
+    last = len(tokens) - n + 1
+    for start, block in iter_ngram_hashes(tokens, 0, len(tokens), n=n, margin=margin):
+        if len(block) < window:
             continue
-        least = np.minimum.reduce(sliding_window_view(block, _WINDOW).T)  # (len - _WINDOW + 1,)
+        least = np.minimum.reduce(sliding_window_view(block, window).T)  # (len - window + 1,)
         padded = np.concatenate([least[:1].repeat(margin), least, least[-1:].repeat(margin)])
         # A hash is some window's least if it equals the greatest of the minima of the windows it is in.
-        chosen = np.flatnonzero(np.maximum.reduce(sliding_window_view(padded, _WINDOW).T) == block)
+        chosen = np.flatnonzero(np.maximum.reduce(sliding_window_view(padded, window).T) == block)
         stop = start + len(block)
         low, high = start + (margin if start else 0), stop - (margin if stop < last else 0)
         chosen = chosen[(chosen + start >= low) & (chosen + start < high) & ~skipped[chosen + start]]
@@ -67,10 +67,10 @@ def _pairs(hashes: Hashes, positions: Ints, train_tokens: int) -> tuple[Ints, In
     return copies[by_copy], originals[by_copy]
 
 
-def _agreeing(tokens: Tokens, here: Ints, there: Ints, *, step: int) -> Ints:
-    """How many tokens agree from `here` and `there` on, up to MIN_DUPLICATE_TOKENS, for each pair of places."""
+def _agreeing(tokens: Tokens, here: Ints, there: Ints, *, step: int, most: int) -> Ints:
+    """How many tokens agree from `here` and `there` on, `most` at most, for each pair of places."""
     counts, left = np.zeros(len(here), dtype=np.int64), np.arange(len(here))
-    for index in range(MIN_DUPLICATE_TOKENS):
+    for index in range(most):
         one, other = here[left] + step * index, there[left] + step * index
         inside = (np.minimum(one, other) >= 0) & (np.maximum(one, other) < len(tokens))
         left, one, other = left[inside], one[inside], other[inside]
@@ -86,23 +86,24 @@ def _maximal(runs: Ints) -> Ints:
     return runs[runs[:, 0] + runs[:, 2] > reach]
 
 
-def find_overlap_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progress: Progress) -> Ints:
+def find_overlap_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progress: Progress, scale: int = 1) -> Ints:
     """Return runs (n, 3) of (train position, validation position, length) of every n-gram that both parts hold.
 
     Sorted by the first; the validation position is the first there. Where `skipped` is true none is looked at.
     """
+    n = scale * NGRAM_TOKENS
     # The validation part is the smaller one: its hashes are held in memory, those of the training part pass by.
     blocks = [np.zeros(0, dtype=np.uint64)]
-    blocks += [block for _, block in iter_ngram_hashes(tokens, train_tokens, len(tokens))]
+    blocks += [block for _, block in iter_ngram_hashes(tokens, train_tokens, len(tokens), n=n)]
     hashes = np.concatenate(blocks)
     looked_at = np.flatnonzero(~skipped[train_tokens : train_tokens + len(hashes)])
     distinct, first = np.unique(hashes[looked_at], return_index=True)
     known, where = KnownHashes(distinct), looked_at[first] + train_tokens
     here, there = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for start, block in iter_ngram_hashes(tokens, 0, train_tokens):
+    for start, block in iter_ngram_hashes(tokens, 0, train_tokens, n=n):
         at, index = known.find(block)
         kept = ~skipped[at + start]
         here.append(at[kept] + start)
         there.append(where[index[kept]])
         progress("comparing train and validation text", min(1.0, (start + len(block)) / train_tokens))
-    return matching_runs(np.concatenate(here), np.concatenate(there), gap=1)
+    return matching_runs(np.concatenate(here), np.concatenate(there), n=n, gap=1)

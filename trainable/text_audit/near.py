@@ -29,23 +29,23 @@ with a word in 15 changed has 0.6."""
 PERMUTATIONS = 128
 BAND_ROWS = 4
 """32 bands of 4 (Leskovec et al., Mining of Massive Datasets, sec. 3.4): 0.87 of the pairs at similarity 0.5 are
-compared, 0.999 of those at 0.65, 0.003 of those at 0.1."""
+compared, 0.998 of those at 0.65, 0.003 of those at 0.1."""
 
 
-def find_passages(units: Units, tokens: Tokens) -> tuple[Ints, Ints]:
+def find_passages(units: Units, tokens: Tokens, scale: int = 1) -> tuple[Ints, Ints]:
     """Return where the passages of a text begin and end, (passages,) each: whole paragraphs.
 
     Or lines, where there are hardly any blank ones. A long one is cut after a line chosen by its own first tokens,
-    so that copies are cut alike (content-defined chunking: Manber 1994).
+    so that copies are cut alike (content-defined chunking: Manber 1994). scale: tokens_a_token().
     """
-    sizes = units.end_token - units.first_token
+    sizes = (units.end_token - units.first_token) / scale
     file_ends = np.append(units.file_index[1:] != units.file_index[:-1], True)
     may_end = units.ends_paragraph | file_ends
     if may_end.mean() < 0.02:
         may_end = may_end | units.ends_line
     inside = np.minimum(units.first_token + 1, len(tokens) - 1)
     is_cut = hash_tokens(np.asarray(tokens[inside])) % np.uint64(4) == 0
-    ends, size = [], 0
+    ends, size = [], 0.0
     for unit, (tokens_count, may, cut, must) in enumerate(
         zip(sizes.tolist(), may_end.tolist(), is_cut.tolist(), file_ends.tolist(), strict=True)
     ):
@@ -53,44 +53,47 @@ def find_passages(units: Units, tokens: Tokens) -> tuple[Ints, Ints]:
         paragraph = may and size >= MIN_PASSAGE_TOKENS
         if must or paragraph or (cut and size >= LONG_PASSAGE_TOKENS) or size >= MAX_PASSAGE_TOKENS:
             ends.append(unit + 1)
-            size = 0
+            size = 0.0
     end_unit = np.array(ends, dtype=np.int64)
     return units.first_token[np.append(0, end_unit)[:-1]], units.end_token[end_unit - 1]
 
 
-def iter_shingles(words_at: WordsAt, first: Ints, end: Ints) -> Iterator[tuple[int, Hashes, Ints]]:
+def iter_shingles(words_at: WordsAt, first: Ints, end: Ints, scale: int) -> Iterator[tuple[int, Hashes, Ints]]:
     """Yield (passage, hashes, offsets) for runs of passages, which are tokens [first, end) in order.
 
-    The shingles of passage + i are hashes[offsets[i]:offsets[i + 1]], 32-bit values: SHINGLE_WORDS words in a row,
-    whatever the case, spacing and punctuation.
+    The shingles of passage + i are hashes[offsets[i]:offsets[i + 1]], 32-bit values: scale * SHINGLE_WORDS words in a
+    row, whatever the case, spacing and punctuation.
     """
-    step = 2048
+    step, width = 2048, scale * SHINGLE_WORDS
     for low in range(0, len(first), step):
         starts, ends = first[low : low + step], end[low : low + step]
         words = words_at(int(starts[0]), int(ends[-1]))
         place = np.flatnonzero(words)  # (W,)
         passage = np.searchsorted(ends - starts[0], place, side="right")
         passage[place < starts[passage] - starts[0]] = -1  # between two passages
-        parts = hash_tokens(words[place])
-        hashes = parts[:-2] * np.uint64(31 * 31) + parts[1:-1] * np.uint64(31) + parts[2:]
-        is_inside = (passage[:-2] == passage[2:]) & (passage[2:] >= 0)
-        counts = np.bincount(passage[:-2][is_inside], minlength=len(starts))
+        parts, count = hash_tokens(words[place]), max(0, len(place) - width + 1)
+        hashes = np.zeros(count, dtype=np.uint64)
+        for index in range(width):
+            hashes = hashes * np.uint64(31) + parts[index : index + count]
+        begun, ended = passage[:count], passage[len(passage) - count :]
+        is_inside = (begun == ended) & (begun >= 0)
+        counts = np.bincount(begun[is_inside], minlength=len(starts))
         yield low, scramble(hashes[is_inside]) >> np.uint64(32), np.append(0, np.cumsum(counts))
 
 
 def find_near_duplicates(
-    words_at: WordsAt, first: Ints, end: Ints, train_tokens: int, progress: Progress
+    words_at: WordsAt, first: Ints, end: Ints, train_tokens: int, progress: Progress, scale: int = 1
 ) -> list[NearDuplicate]:
     """Return the passages [first, end) that are nearly equal to another, sorted, each with the one that stays.
 
     Of two alike the one in the validation part stays, or else the first.
     """
-    bands, usable = _bands(words_at, first, end, progress)
+    bands, usable = _bands(words_at, first, end, scale, progress)
     # Validation passages come first in rank, so that they are never the copy.
     rank = np.argsort(np.argsort(first < train_tokens, kind="stable"), kind="stable")
     pairs = _candidates(bands, usable, rank)
     kept: dict[int, tuple[int, float]] = {}
-    jaccard = _jaccard_of(words_at, first, end)
+    jaccard = _jaccard_of(words_at, first, end, scale)
     for done, (copy, original) in enumerate(pairs):
         if copy in kept:
             continue
@@ -103,12 +106,12 @@ def find_near_duplicates(
     return [(copy, *kept[copy]) for copy in sorted(kept)]
 
 
-def _bands(words_at: WordsAt, first: Ints, end: Ints, progress: Progress) -> tuple[Hashes, Ints]:
+def _bands(words_at: WordsAt, first: Ints, end: Ints, scale: int, progress: Progress) -> tuple[Hashes, Ints]:
     """(band hashes (usable passages, bands), indices of the usable passages)."""
     from datasketch import MinHash
 
     bands, usable = [np.zeros((0, PERMUTATIONS // BAND_ROWS), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-    for passage, hashes, offsets in iter_shingles(words_at, first, end):
+    for passage, hashes, offsets in iter_shingles(words_at, first, end, scale):
         long = np.flatnonzero(np.diff(offsets) >= MIN_SHINGLES)
         shingles = (hashes[offsets[index] : offsets[index + 1]].tolist() for index in long)
         sketches = MinHash.generator(shingles, num_perm=PERMUTATIONS, seed=1, hashfunc=int)
@@ -146,12 +149,12 @@ def _candidates(bands: Hashes, usable: Ints, rank: Ints) -> list[tuple[int, int]
     return [(int(copy), int(original)) for copy, original in pairs]
 
 
-def _jaccard_of(words_at: WordsAt, first: Ints, end: Ints) -> Callable[[int, int], float]:
+def _jaccard_of(words_at: WordsAt, first: Ints, end: Ints, scale: int) -> Callable[[int, int], float]:
     """The exact similarity of two passages, by their indices."""
 
     @lru_cache(maxsize=4096)
     def shingles(passage: int) -> Hashes:
-        _, hashes, _ = next(iter_shingles(words_at, first[passage : passage + 1], end[passage : passage + 1]))
+        _, hashes, _ = next(iter_shingles(words_at, first[passage : passage + 1], end[passage : passage + 1], scale))
         return np.unique(hashes)
 
     def jaccard(one: int, other: int) -> float:

@@ -10,6 +10,10 @@ from trainable.text_audit.units import Flags, Hashes, Ints
 
 NGRAM_TOKENS = 32
 """As in the overlap checks of the field; a power of two, since hashes are built by doubling."""
+LARGE_VOCABULARY = 1000
+"""Smaller vocabularies are of characters or bytes on purpose."""
+CHARACTERS_A_TOKEN = 4
+"""In English."""
 BLOCK_TOKENS = 1 << 18
 """Blocks that stay in the processor's cache."""
 
@@ -18,6 +22,14 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 _STEP = 0xD6E8FEB86659FD93
 _PREFIX_BITS = 24
 _PREFIX_SHIFT = np.uint64(64 - _PREFIX_BITS)
+
+
+def tokens_a_token(vocab_size: int) -> int:
+    """Return how many tokens of a vocabulary, a power of two, are about as long as one of a large vocabulary.
+
+    Of characters or bytes all copies that are looked for are so many times as long.
+    """
+    return CHARACTERS_A_TOKEN if vocab_size < LARGE_VOCABULARY else 1
 
 
 def hash_tokens(tokens: npt.NDArray[np.integer]) -> Hashes:
@@ -72,8 +84,8 @@ class KnownHashes:
         return maybe[found], index[found]
 
 
-def matching_runs(here: Ints, there: Ints, *, gap: int) -> Ints:
-    """Return runs (n, 3) of (here, there, length) from matching n-grams `here` (ascending) and `there`.
+def matching_runs(here: Ints, there: Ints, *, n: int, gap: int) -> Ints:
+    """Return runs (k, 3) of (here, there, length) from matching n-grams `here` (ascending) and `there`.
 
     Matches belong to one run while both positions advance alike by at most `gap`.
     """
@@ -82,7 +94,7 @@ def matching_runs(here: Ints, there: Ints, *, gap: int) -> Ints:
     breaks = (np.diff(here) > gap) | (np.diff(here) != np.diff(there))
     firsts = np.append(0, np.flatnonzero(breaks) + 1)
     lasts = np.append(firsts[1:], len(here)) - 1
-    lengths = here[lasts] - here[firsts] + NGRAM_TOKENS
+    lengths = here[lasts] - here[firsts] + n
     return np.stack([here[firsts], there[firsts], lengths], axis=1)
 
 

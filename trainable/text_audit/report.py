@@ -69,11 +69,7 @@ def to_json(report: AuditReport) -> dict[str, Any]:
     """Return the report as JSON values: totals by kind, findings worst first, and the profile along the text."""
     return {
         "files": [str(path) for path in report.files],
-        "text_fingerprint": report.text_fingerprint,
-        "tokens": report.tokens,
-        "train_tokens": report.train_tokens,
-        "lines": report.lines,
-        "bytes": report.bytes,
+        **{name: getattr(report, name) for name in ("text_fingerprint", "tokens", "train_tokens", "lines", "bytes")},
         "range": None if report.token_range is None else list(report.token_range),
         "range_against_rest": {name: list(pair) for name, pair in range_against_rest(report).items()},
         "totals": {kind: asdict(total) for kind, total in report.totals.items()},

@@ -51,7 +51,9 @@ def iter_pieces(source: Source) -> Iterator[Piece]:
         path = chunk.path
         separated = [follows_one and source.separator_id is not None for follows_one in follows]
         data = np.frombuffer(chunk.text.encode(), dtype=np.uint8)
-        starts = _starts_by_length(data, tokens[first_token:], lengths, separated[0]) if tells else None
+        starts = None
+        if tells and separated:  # a file of a mark alone has no document
+            starts = _starts_by_length(data, tokens[first_token:], lengths, separated[0])
         if starts is None:
             starts = _starts_by_offsets(chunk, source.tokenizer, separated)
         raw = np.frombuffer(chunk.raw, dtype=np.uint8)

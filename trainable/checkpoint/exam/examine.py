@@ -14,7 +14,7 @@ from trainable.checkpoint.exam import exam_weights
 from trainable.checkpoint.exam.exam_facts import CheckpointFacts, Profile, Scalar
 from trainable.checkpoint.foreign import optimizer_in, settings_in
 from trainable.data.tokens import Tokens
-from trainable.errors import UserError
+from trainable.errors import LARGEST_SHOWN, UserError
 from trainable.model.model_names import PRESETS
 from trainable.model.models import context_limit, load_model
 from trainable.model.modes import in_mode
@@ -29,8 +29,6 @@ SMALL_HEADS = (4, 2, 1, 8, 12, 16)
 
 Losses = Mapping[int, torch.Tensor]
 """By offset, (N, T) of the same windows."""
-LARGEST_SHOWN = 10**15
-"""Of the whole numbers that a checkpoint records."""
 
 
 def checkpoint_profile(
