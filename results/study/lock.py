@@ -5,6 +5,7 @@ And only into files of its own: a folder may come from somebody else.
 
 import json
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from trainable.regular_files import leads_out, read_regular
 
 WRITTEN_IN_PLACE = (".lock", "search.log")
 """All other files are replaced by new ones."""
+SCRATCH = "ray"
+"""A folder of a study that is there while its trials run."""
 
 
 def check_own_files(folder: Path) -> None:
@@ -68,7 +71,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def hold(study: Study) -> Iterator[None]:
-    """Hold the study while inside.
+    """Hold the study while inside; what a killed holder left unfinished is deleted.
 
     Raises UserError that says which process holds it, or why its folder cannot be written; see check_own_files().
     """
@@ -89,6 +92,9 @@ def hold(study: Study) -> Iterator[None]:
         with suppress(OSError):
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
             write_atomic(_holder_path(study), json.dumps(holder).encode())
+        # Only now: who does not hold the study may come upon files that another process is writing.
+        remove_unfinished(study.path)
+        shutil.rmtree(study.path / SCRATCH, ignore_errors=True)
         yield
     finally:
         with suppress(OSError):

@@ -10,7 +10,7 @@ from results.ranking import ranked_trials, seconds_a_token
 from results.study.atomic import write_document
 from results.study.folder import create_study, remove_if_empty
 from results.study.ledger import Ledger
-from results.study.lock import hold, remove_unfinished
+from results.study.lock import hold
 from results.study.paths import shown
 from results.study.planned_run import PlannedRun
 from results.words import duration_words, loss_words, token_words
@@ -92,8 +92,6 @@ def run_plan(
     the exit code of an interruption, or None. Raises UserError when the study cannot be written any more.
     """
     study = plan.study
-    # Only now: who does not hold the study may come upon files that another process is writing.
-    remove_unfinished(study.path)
     interrupts = Interrupts()
     view = StudyView(study=study, ledger=ledger, trials_planned=0, console=terminal.console)
     with interrupts, view, ray_ahead(plan):

@@ -23,7 +23,7 @@ from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import storage_error_words, storage_fault_words
 from results.study.folder import Study
 from results.study.ledger import Ledger
-from results.study.lock import remove_unfinished
+from results.study.lock import SCRATCH, remove_unfinished
 from results.winner import find_winner
 from search.cluster.node_watch import NodeWatch
 from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
@@ -92,11 +92,10 @@ def run_study(
     )
     # The last process may have died between a verdict and its row.
     recorder.end_late_stops()
-    scratch = study.path / "ray"
+    scratch = study.path / SCRATCH
     node_watch = [NodeWatch(view)] if slots.address else []
     # Workers on other nodes could not see the file: they lose at most CHECKPOINT_INTERVAL_S.
     leave_path = scratch / LEAVE if slots.address is None else None
-    (scratch / LEAVE).unlink(missing_ok=True)
     leave = StopOnSignal(interrupts, recorder, leave_path, say=view.say)
     try:
         with running_ray(slots, view.say) as logs:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from results.study.folder import Study
-from results.study.lock import hold, remove_unfinished
+from results.study.lock import hold
 from tests.fuzz.commands import run
 from tests.fuzz.outcome import CASES, EXAMPLES, attempt
 from tests.fuzz.studies import Files, cut, damaged, odd, put, whole_study
@@ -170,7 +170,6 @@ TARGETS = ["{outside}", "{outside}/precious", "{outside}/0", "../..", "..", ".",
 def opened(study: Study) -> None:
     """Do what a command does that runs something into the study, but for the runs."""
     with hold(study):
-        remove_unfinished(study.path)
         store = CheckpointStore(root=str(study.path / "checkpoints"), trial_id=0)
         # As the engine and the view do: a store or a log that cannot be written is no end of a study.
         with suppress(OSError):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from results.study.folder import Study
-from results.study.lock import hold
+from results.study.lock import SCRATCH, hold
 from trainable.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +55,16 @@ def test_who_holds_a_study_is_told_with_its_pid_and_host(study: Study, other: An
     # Who was refused has not touched what the holder wrote.
     with pytest.raises(UserError, match=f"process {other.pid} on "), hold(study):
         raise AssertionError("held twice")
+
+
+def test_what_a_killed_holder_left_is_deleted(study: Study) -> None:
+    """Whatever the next command does: of a search killed after its last trial none writes there again."""
+    (scratch := study.path / SCRATCH / "tune").mkdir(parents=True)
+    for unfinished in (scratch / "state.json", study.path / ".trials.parquet.0.tmp"):
+        unfinished.touch()
+    study.study_json.touch()
+    with hold(study):
+        assert {path.name for path in study.path.iterdir()} == {".lock", ".holder.json", "study.json"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
