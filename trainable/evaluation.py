@@ -56,7 +56,8 @@ def evaluate_start(model: PreTrainedModel, corpus: Corpus, protocol: EvalProtoco
 
     There is no mean of steps to show yet as training loss; a glance at the training text is enough.
     """
-    glance = EvalProtocol(block_size=protocol.block_size, tokens=max(protocol.block_size, protocol.tokens // 8))
+    block = min(protocol.block_size, len(corpus.train) - 1)  # which need not hold a held-out text's blocks
+    glance = EvalProtocol(block_size=block, tokens=max(block, protocol.tokens // 8))
     return Start(
         val_loss=evaluate(model, eval_windows(corpus.val, protocol)),
         train_loss=evaluate(model, eval_windows(corpus.train, glance)),

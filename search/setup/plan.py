@@ -259,6 +259,7 @@ def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: Searc
             one.block_size,
             not one.use_lora,
             one.precision == "fp32",
+            one.dropout > 0,
             one.lora_rank,
         ),
     )
@@ -270,7 +271,8 @@ def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     most: dict[str, Any] = {"use_lora": False, "precision": "fp32"}
     domains = {name: domain for name in most if (domain := space.domain(name)) is not None}
     searched = {name: most[name] for name, domain in domains.items() if most[name] in domain.examples()}
-    sizes = ("batch_size", "block_size", "lora_rank")
+    # Dropout's masks are memory too, and on a CPU the attention's weights.
+    sizes = ("batch_size", "block_size", "lora_rank", "dropout")
     return [
         replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **searched)
         for point in largest_points(space.parameters, sizes)

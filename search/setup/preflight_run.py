@@ -114,7 +114,11 @@ def record_path(preflight: "Preflight") -> Path:
             spec.name: getattr(config, spec.name) for spec in fields(config) if spec.name not in WITHOUT_EFFECT
         },
         # The baseline may train adapters in half precision, and the largest configuration every weight in full.
-        "largest": [largest.precision, largest.use_lora and [largest.lora_rank, largest.lora_targets]],
+        "largest": [
+            largest.precision,
+            largest.dropout > 0,
+            largest.use_lora and [largest.lora_rank, largest.lora_targets],
+        ],
         "device": [loaded.spec.device, loaded.device_info.name, loaded.spec.gradient_checkpointing],
         "program": [_program(), version("torch"), version("transformers")],
     }

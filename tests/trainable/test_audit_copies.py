@@ -110,6 +110,15 @@ def test_a_periodic_run_is_found_with_its_period(period: int) -> None:
     assert hit.occurrences == 600 // period
 
 
+@pytest.mark.parametrize("offset", range(16))
+def test_a_run_goes_on_where_its_phrase_changes_by_a_token(offset: int) -> None:
+    tokens = np.random.default_rng(offset).integers(0, 500, 400).astype(np.uint16)
+    tokens[100 + offset : 260 + offset] = np.tile(np.arange(600, 620), 8)
+    tokens[260 + offset : 344 + offset] = np.resize([*range(600, 619), 700], 84)
+    (hit,) = find_repeats(tokens)
+    assert (hit.first, hit.end) == (100 + offset, 344 + offset)
+
+
 def test_a_short_rule_is_no_repetition() -> None:
     tokens = np.random.default_rng(0).integers(0, 500, 3000).astype(np.uint16)
     tokens[1000:1040] = 7

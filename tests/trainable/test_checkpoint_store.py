@@ -259,6 +259,11 @@ def test_a_store_that_cannot_be_reached_is_no_empty_one(
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         save(CheckpointStore(root=str(tmp_path / "file" / "below"), trial_id=7), state, 40)
+    (tmp_path / "7").symlink_to(tmp_path / "7")
+    looped = CheckpointStore(root=str(tmp_path), trial_id=7)
+    for call in (looped.newest, looped.delete):
+        with pytest.raises(OSError, match="symbolic link"):
+            call()
 
 
 @pytest.mark.parametrize("root", ["nope://bucket/x", "s3:///x", "s3://bucket/x?endpoint_overide=host", "s3://b ad/x"])

@@ -66,7 +66,7 @@ def test_a_numbered_gpu_of_a_machine_without_one_is_refused_too(visible: str, mo
 
 
 @pytest.mark.usefixtures("cpu_only")
-@pytest.mark.parametrize("requested", ["gpu", "CPU", "", "cpu:first", "cpu:-1", "tpu:0"])
+@pytest.mark.parametrize("requested", ["gpu", "CPU", "", "cpu:first", "cpu:-1", "cpu:²", "tpu:0"])
 def test_a_word_that_is_no_device_is_refused(requested: str) -> None:
     with pytest.raises(UserError, match=f"DEVICE={requested} is not a device. Choose cuda, mps or cpu"):
         pick_device(requested)

@@ -1,5 +1,8 @@
 """The evaluation: the same windows always, each token scored once in fp32, and no trace of it left in the run."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from tests.trainable.makers import MakeModel
 from trainable import evaluation
 from trainable.data.tokens import Corpus
 from trainable.errors import UserError
-from trainable.evaluation import EvalProtocol, eval_windows, evaluate
+from trainable.evaluation import EvalProtocol, eval_windows, evaluate, evaluate_start
 from trainable.loss import next_token_losses
 
 PROTOCOL = EvalProtocol(block_size=16, tokens=512)
@@ -150,6 +153,13 @@ def test_a_nan_in_the_weights_is_a_nan_loss(make_model: MakeModel, corpus: Corpu
     with torch.no_grad():
         model.get_input_embeddings().weight[:] = torch.nan
     assert np.isnan(evaluate(model, eval_windows(corpus.val, PROTOCOL)))
+
+
+def test_a_training_text_shorter_than_a_held_out_block_has_a_start_too(make_model: MakeModel, corpus: Corpus) -> None:
+    short = replace(corpus, sha256=None, validation=corpus)
+    vars(short)["tokens"] = corpus.tokens[:20]
+    start = evaluate_start(make_model(), short, EvalProtocol(block_size=32, tokens=64))
+    assert math.isfinite(start.train_loss)
 
 
 def test_a_protocol_without_a_whole_block_is_refused() -> None:

@@ -62,7 +62,9 @@ def write(folder: Path, data: bytes, name: str = "notes.txt") -> Path:
 
 
 @pytest.mark.parametrize("encoding", ["UTF-16", "UTF-16LE", "UTF-16BE", "UTF-32", "UTF-32LE", "UTF-32BE"])
-@pytest.mark.parametrize("text", [TEXT, "words", JAPANESE], ids=["text", "short", "japanese"])
+@pytest.mark.parametrize(
+    "text", [TEXT, "words", JAPANESE, "hello \U0001f600 world\u3000" * 600], ids=["text", "short", "japanese", "emoji"]
+)
 def test_wide_characters_are_named_and_converted(folder: Path, encoding: str, text: str) -> None:
     message = refusal_of(write(folder, text.encode(encoding)))
     assert f" is {encoding} text. Convert it and use notes.utf8.txt" in message

@@ -108,3 +108,12 @@ def test_presets_and_hub_names_are_not_copied(driver: RunSpec, tmp_path: Path, m
 def test_a_place_keeps_a_uris_query_at_its_end() -> None:
     assert below("/shared/", "one", "checkpoints") == "/shared/one/checkpoints"
     assert below("s3://b/p?scheme=http", "one", "inputs") == "s3://b/p/one/inputs?scheme=http"
+    assert below("/what?/shared", "one") == "/what?/shared/one"
+
+
+@pytest.mark.parametrize("name", ["my model.pt", "ein m\u00e4dchen.pt", "run #3 a%20b?.pt"])
+def test_any_file_name_can_be_shared_at_a_uri(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "node"))
+    (tmp_path / name).write_text("a whole text")
+    found = share(tmp_path / name, (tmp_path / "shared").as_uri()).local()
+    assert (found.name, found.read_text()) == (name, "a whole text")

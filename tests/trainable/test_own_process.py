@@ -14,6 +14,8 @@ def work(count: int, end: str) -> Iterator[tuple[int, int]]:
         yield os.getpid(), number
     if end == "refused":
         raise UserError("BATCH_SIZE is too large.")
+    if end == "cut short":
+        raise EOFError("a text ends too soon")
     if end == "killed":
         os._exit(9)
 
@@ -31,7 +33,11 @@ def test_rows_come_from_a_process_that_then_is_gone(device_type: str, is_apart: 
 
 @pytest.mark.parametrize(
     ("end", "error", "words"),
-    [("refused", UserError, "BATCH_SIZE is too large"), ("killed", MachineError, r"ended at once \(exit code 9\)")],
+    [
+        ("refused", UserError, "BATCH_SIZE is too large"),
+        ("cut short", EOFError, "a text ends too soon"),
+        ("killed", MachineError, r"ended at once \(exit code 9\)"),
+    ],
 )
 def test_an_error_there_is_one_here(end: str, error: type[Exception], words: str) -> None:
     rows = in_own_process("cuda", work, 1, end)

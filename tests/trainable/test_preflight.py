@@ -262,6 +262,22 @@ def test_a_batch_that_does_not_fit_is_refused_without_being_tried(
     assert "a real step was run" in checks["memory"].measured
 
 
+def test_memory_is_that_of_the_dropout_that_the_largest_run_has(
+    preflight: Run, make_spec: MakeSpec, make_trial: MakeTrial
+) -> None:
+    base = make_trial(dropout=0.0)
+    without, with_dropout = (
+        preflight(
+            make_spec("gpt2"), base, largest=make_trial(batch_size=256, block_size=64, dropout=p), available_bytes=1
+        )["memory"].needed_bytes
+        for p in (0.0, 0.1)
+    )
+    assert without is not None
+    assert with_dropout is not None
+    # Each of two layers keeps a mask of its two residual sums at least, (256, 64, 32) fp32.
+    assert with_dropout > without + 2 * 2 * 256 * 64 * 32 * 4
+
+
 def test_training_text_inside_the_validation_text_fails(
     preflight: Run, make_spec: MakeSpec, text_file: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

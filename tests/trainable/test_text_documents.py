@@ -137,6 +137,12 @@ def test_a_line_that_is_cut_before_its_last_blank_ends_there(write: Write, monke
     assert found(path, "blank-line") == ["x" * 15 + " \nsecond"]
 
 
+def test_a_paragraph_that_is_cut_at_an_indent_stays_one(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "CHUNK_BYTES", 16)
+    path = write("ab \na \n bb\n    b\n\nnext")
+    assert found(path, "blank-line") == ["ab \na \n bb\n    b", "next"]
+
+
 def test_json_lines_are_documents(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     values = ["one\ntwo", "", "é 😀\r\nx", "a " * 40, "last"]
     lines = [json.dumps({"id": 1, "text": value}) for value in values]

@@ -125,7 +125,10 @@ class _LocalFolder:
         self.path = path
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.path.glob("step_*.pt"))
+        # A pattern finds nothing where a folder cannot be reached, too.
+        with suppress(FileNotFoundError):
+            return sorted(path.name for path in self.path.iterdir() if path.name.startswith("step_"))
+        return []
 
     def put(self, payload: dict[str, Any], name: str) -> None:
         for left_by_a_killed_writer in self.path.glob(".step_*.tmp"):
@@ -140,7 +143,7 @@ class _LocalFolder:
         (self.path / name).unlink(missing_ok=True)
 
     def remove_all(self) -> None:
-        if self.path.exists():
+        with suppress(FileNotFoundError):
             shutil.rmtree(self.path)
 
 

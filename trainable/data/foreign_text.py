@@ -149,12 +149,12 @@ def _unmarked_utf(head: bytes) -> str | None:
         ("UTF-16BE", 2, (0,)),
     ):
         data = head[: len(head) // size * size]
-        ascii_chars = min((data[place::size].count(0) for place in zeros), default=0)
-        others = sum(data[place::size].count(0) for place in range(size) if place not in zeros)
-        if others or ascii_chars == 0:
+        ascii_chars = min(data[place::size].count(0) for place in zeros)
+        # A wide space or an emoji may have a zero elsewhere.
+        if ascii_chars <= sum(data[place::size].count(0) for place in range(size) if place not in zeros):
             continue
         try:
-            text = data[:-4].decode(encoding) if len(data) > 64 else data.decode(encoding)
+            text = codecs.getincrementaldecoder(encoding)().decode(data)  # which may end within a character
         except UnicodeDecodeError:
             continue
         if all(char.isspace() or unicodedata.category(char) not in ("Cc", "Cn", "Co", "Cs") for char in text):

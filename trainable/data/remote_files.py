@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from trainable.errors import UserError, full_reason
 from trainable.regular_files import whole_file
@@ -39,9 +39,10 @@ def files_at(place: str) -> tuple[Any, str]:
 
 
 def below(place: str, *parts: str) -> str:
-    """Return the folder or URI of something at the place; a URI's query stays at its end."""
-    address, mark, query = place.partition("?")
-    return "/".join((address.rstrip("/"), *parts)) + mark + query
+    """Return the folder or URI of something at the place; in a URI its names are quoted, and a query stays last."""
+    is_uri = "://" in place
+    address, mark, query = place.partition("?") if is_uri else (place, "", "")
+    return "/".join((address.rstrip("/"), *(quote(part) if is_uri else part for part in parts))) + mark + query
 
 
 def write_whole(files: Any, path: str, blocks: Iterator[bytes]) -> None:

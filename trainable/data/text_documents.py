@@ -170,10 +170,11 @@ def _blocks(file: BufferedReader, *, whole_paragraphs: bool) -> Iterator[bytes]:
 
 def _cut(data: bytes, blanks: bytes) -> int:
     """Return where to cut data that is one line or one paragraph."""
-    # Byte-pair tokenizers keep a blank with the word after it: a cut before one leaves the tokens as they were.
+    # Byte-pair tokenizers keep a blank with the word after it: a cut before one leaves the tokens as they were. Before
+    # all that are there: within an indent what comes before would look like a blank line.
     blank = max(data.rfind(bytes([one]), len(data) // 2) for one in blanks)
-    if blank > 0:
-        return blank - (data[blank - 1 : blank + 1] == b"\r\n")
+    if blank > 0 and (end := len(data[:blank].rstrip())):
+        return end
     end = max(1, len(data) - 4)  # a \r at the very end may be half of a line end
     while end > 1 and data[end] & 0xC0 == 0x80:
         end -= 1

@@ -42,7 +42,7 @@ def pick_device(requested: str | None, *, own: str | None = None) -> torch.devic
     cuda:1 is pinned: it is this process's only GPU from then on, and that of the processes that it starts, as "cuda".
     """
     kind, _, number = (requested or "").partition(":")
-    if requested is not None and (kind not in DEVICE_TYPES or not (number.isdigit() or requested == kind)):
+    if requested is not None and (kind not in DEVICE_TYPES or not (number.isdecimal() or requested == kind)):
         raise UserError(f"DEVICE={requested} is not a device. Choose cuda, mps or cpu, or unset it.")
     if kind == "cuda" and number:
         _pin_gpu(int(number))

@@ -41,18 +41,19 @@ def in_own_process(device_type: str, work: Callable[..., Iterator[Row]], *args: 
     theirs.close()
     try:
         while True:
-            row, error, is_over = results.recv()
+            try:
+                row, error, is_over = results.recv()
+            except EOFError:
+                process.join(END_TIMEOUT_S)
+                raise MachineError(
+                    f"a process that used the {device_type} device ended at once (exit code {process.exitcode}). Look "
+                    "at the machine's memory and the driver's log, then run the command again."
+                ) from None
             if error is not None:
                 raise error
             if is_over:
                 return
             yield row
-    except EOFError:
-        process.join(END_TIMEOUT_S)
-        raise MachineError(
-            f"a process that used the {device_type} device ended at once (exit code {process.exitcode}). Look at the "
-            "machine's memory and the driver's log, then run the command again."
-        ) from None
     finally:
         results.close()
         process.join(END_TIMEOUT_S)

@@ -104,24 +104,20 @@ def _judged(value: float, candidates: list[tuple[int, float]], *, noise: float) 
             nearest[offset] = nats
     listed = ", ".join(f"{offset:+d} {nats:.4f}" for offset, nats in sorted(nearest.items()))
     measured = f"loss {value:.4f}; from the logits at offset {listed}" if nearest else f"loss {value:.4f}, logits NaN"
-    expected = "the loss at offset +1, the next token"
     order = sorted(nearest, key=lambda offset: abs(nearest[offset] - value))
-    if not math.isfinite(value) or len(order) < 2:
-        advice = "The loss or the logits are not finite, or the sequences too short. Check weights and batch first."
-        return judged(NAME, failed=True, measured=measured, expected=expected, advice=advice)
-    found = order[0]
-    best, other = (abs(nearest[offset] - value) for offset in (found, order[1] if found == 1 else 1))
-    is_clear = best < NEAREST_SHARE * other and other >= DROPOUT_SIGMAS * noise
-    if not is_clear or (best > max(EXACT_NATS, 2 * noise) and other < WIDE_NATS):
+    failed, warned = not math.isfinite(value) or len(order) < 2, False
+    advice = "The loss or the logits are not finite, or the sequences too short. Check weights and batch first."
+    if not failed:
+        found = order[0]
+        best, other = (abs(nearest[offset] - value) for offset in (found, order[1] if found == 1 else 1))
+        is_clear = best < NEAREST_SHARE * other and other >= DROPOUT_SIGMAS * noise
+        warned = not is_clear or (best > max(EXACT_NATS, 2 * noise) and other < WIDE_NATS)
+        failed, advice = not warned and found != 1, ADVICE.get(found, "")
+        measured += "" if warned else f": it is that of {found:+d}"
+    if warned:
         advice = "It matches no offset. Pass a function that returns the plain mean in nats, and labels with the batch."
-        return judged(NAME, warned=True, measured=measured, expected=expected, advice=advice)
-    return judged(
-        NAME,
-        failed=found != 1,
-        measured=f"{measured}: it is that of {found:+d}",
-        expected=expected,
-        advice=ADVICE.get(found, ""),
-    )
+    expected = "the loss at offset +1, the next token"
+    return judged(NAME, failed=failed, warned=warned, measured=measured, expected=expected, advice=advice)
 
 
 def _candidates(

@@ -83,18 +83,19 @@ class TargetWatch:
         if self._is_fused and max(*shares.values(), self._share(self._opposed, 1)) < CLEAR_FRAC:
             # A head that scales or caps its logits hides the direction.
             return skipped(NAME, "the loss does not go through the model's own output layer")
-        unclear = "The targets are not the batch's own next tokens. Right only if the loss is meant so."
-        expected = "+1, the next token, at every scored position"
-        if shares[1] < CLEAR_FRAC <= self._share(self._opposed, 1):
+        measured = f"the loss's gradient asks for the token at offset {listed}"
+        advice = "The targets are not the batch's own next tokens. Right only if the loss is meant so."
+        if is_opposed := shares[1] < CLEAR_FRAC <= self._share(self._opposed, 1):
             measured, advice = "the loss's gradient makes the next token less likely", "Minimise minus its likelihood."
-            return judged(NAME, failed=True, measured=measured, expected=expected, advice=advice)
+        elif failed:
+            advice = ADVICE[best]
         return judged(
             NAME,
-            failed=failed,
+            failed=failed or is_opposed,
             warned=shares[1] < CLEAR_FRAC,
-            measured=f"the loss's gradient asks for the token at offset {listed}",
-            expected=expected,
-            advice=ADVICE[best] if failed else unclear,
+            measured=measured,
+            expected="+1, the next token, at every scored position",
+            advice=advice,
         )
 
     def check_scale(self, micro_batches: int) -> Check:

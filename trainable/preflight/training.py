@@ -15,7 +15,7 @@ from trainable.evaluation import EvalProtocol, eval_windows
 from trainable.loop import train
 from trainable.model.lora import add_adapters, merge_adapters
 from trainable.model.models import context_limit
-from trainable.model.modes import in_mode, without_dropout
+from trainable.model.modes import dropout_fields, in_mode, without_dropout
 from trainable.preflight.causality import check_causality, check_evaluation_repeats
 from trainable.preflight.check_result import Check, judged, skipped
 from trainable.preflight.configuration import check_block_sizes, check_dropout, check_finite_weights, check_precision
@@ -216,7 +216,11 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
 
 
 def _train_as(model: PreTrainedModel, config: TrialConfig, largest: TrialConfig) -> None:
-    """Let the model's trainable weights be those of `largest` where they are others than config's."""
+    """Let the model's trainable weights and its dropout be those of `largest` where they are others than config's."""
+    for holder in (*model.modules(), model.config):
+        for field in dropout_fields(holder):
+            if getattr(holder, field) == config.dropout:
+                setattr(holder, field, largest.dropout)
     weights = [(one.use_lora, one.use_lora and (one.lora_rank, one.lora_targets)) for one in (config, largest)]
     if weights[0] != weights[1]:
         merge_adapters(model)

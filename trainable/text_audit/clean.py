@@ -88,7 +88,7 @@ def units_to_remove(units: Units, spans: Spans, n: int) -> Flags:
 
 
 def check_clean(files: list[Path], out: Path) -> None:
-    """Raises UserError when a cleaned copy of the files cannot be the new file `out`."""
+    """Raise UserError when a cleaned copy of the files cannot be the new file `out`."""
     if out.exists():
         what = "is one of the audited files" if any(out.samefile(path) for path in files) else "exists"
         raise UserError(f"CLEAN={out} {what}. Nothing is overwritten: name a new file.")
@@ -165,12 +165,11 @@ def _copy(source: BinaryIO, size: int, out: BinaryIO) -> bytes:
 
 def _removed_by_kind(plan: CleanPlan) -> dict[str, Removed]:
     sizes = plan.units.end_token - plan.units.first_token
-    counts = {}
-    for index, kind in enumerate(KINDS, start=1):
-        gone = plan.removed == index
-        if gone.any():
-            counts[kind] = Removed(lines=_lines(plan.units, gone), tokens=int(sizes[gone].sum()))
-    return counts
+    return {
+        kind: Removed(lines=_lines(plan.units, gone), tokens=int(sizes[gone].sum()))
+        for index, kind in enumerate(KINDS, start=1)
+        if (gone := plan.removed == index).any()
+    }
 
 
 def _lines(units: Units, chosen: Flags) -> int:

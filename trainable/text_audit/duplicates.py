@@ -93,9 +93,8 @@ def find_overlap_runs(tokens: Tokens, train_tokens: int, skipped: Flags, progres
     """
     n = scale * NGRAM_TOKENS
     # The validation part is the smaller one: its hashes are held in memory, those of the training part pass by.
-    blocks = [np.zeros(0, dtype=np.uint64)]
-    blocks += [block for _, block in iter_ngram_hashes(tokens, train_tokens, len(tokens), n=n)]
-    hashes = np.concatenate(blocks)
+    blocks = [block for _, block in iter_ngram_hashes(tokens, train_tokens, len(tokens), n=n)]
+    hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *blocks])
     looked_at = np.flatnonzero(~skipped[train_tokens : train_tokens + len(hashes)])
     distinct, first = np.unique(hashes[looked_at], return_index=True)
     known, where = KnownHashes(distinct), looked_at[first] + train_tokens

@@ -51,7 +51,7 @@ def _runs(block: Tokens, period: int) -> list[tuple[int, int]]:
         return []
     runs: list[tuple[int, int]] = []
     for start in (np.flatnonzero(rows) * SAMPLE_TOKENS).tolist():
-        if runs and start < runs[-1][1]:
+        if runs and start < runs[-1][1] - period:
             continue
         first = start - _equal_steps(later[:start][::-1], earlier[:start][::-1])
         end = start + _equal_steps(later[start:], earlier[start:])

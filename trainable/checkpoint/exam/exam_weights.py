@@ -1,6 +1,7 @@
 """A checkpoint's numbers: its weights as they are stored, and what AdamW's saved state tells of their gradients."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -95,11 +96,10 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def dtypes(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for tensor in weights.values():
-        name = str(tensor.dtype).removeprefix("torch.")
-        counts[name] = counts.get(name, 0) + tensor.numel()
-    return counts
+        counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return dict(counts)
 
 
 def bf16_valued_frac(weights: Mapping[str, torch.Tensor]) -> float:
