@@ -68,7 +68,7 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     assert "9.5846 at step 2000" in spike.evidence
     assert "back at its level by step 2500" in spike.summary
     assert "the loss the run started with" in spike.evidence
-    assert "from 1.05 to 0.62 steps/s" in slow.summary
+    assert "from 1.05 to 0.621 steps/s" in slow.summary
     assert slow.steps is not None
     assert slow.steps[0] == pytest.approx(1500, abs=75)
     assert any("ends at step 2500 of 5000" in note for note in report.notes)

@@ -28,13 +28,14 @@ def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosi
 def _rising_validation(run: RunView) -> Diagnosis | None:
     """Judge a validation loss that rises while the training loss falls; when both rise the run is unstable."""
     val = run.val
-    if len(val) < 4:
+    if len(val) < 3:
         return None
     best = val.values.index(min(val.values))
     tail = val.values[best + 1 :]
     if len(tail) < 2 or val.steps[-1] - val.steps[best] < 0.1 * (val.steps[-1] - val.steps[0]):
         return None
-    final = statistics.median(val.values[-min(3, len(tail)) :])
+    is_steady = all(a < b for a, b in pairwise(val.values[best:]))
+    final = tail[-1] if is_steady else statistics.median(val.values[-min(3, len(tail)) :])
     rise = final - val.values[best]
     noise = noise_sd(val.values)
     if len(val) < 8 and len(run.train) >= 2 * len(val):

@@ -126,7 +126,7 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
     return Diagnosis(
         kind="slow",
         confidence=0.9 if to_end else 0.8,
-        summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
+        summary=f"training slows from {1 / before_s:.3g} to {1 / inside_s:.3g} steps/s at about step {step}{until}",
         evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
         next_step="check what changed on the machine at that step: memory pressure and swap, heat, another process, a "
         "growing list of logged tensors, longer sequences; compare memory in use before and after",
@@ -162,7 +162,7 @@ def _printed(run: RunView) -> str:
     if len(printed) < 2 or run.trace.announced.get("printed_speed") != "mean":
         return ""
     return (
-        f"; the printed {max(printed[1:]):.2f} to {printed[-1]:.2f} steps/s are means since the start, which "
+        f"; the printed {max(printed[1:]):.3g} to {printed[-1]:.3g} steps/s are means since the start, which "
         "include every pause"
     )
 
