@@ -68,7 +68,7 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     assert "9.5846 at step 2000" in spike.evidence
     assert "back at its level by step 2500" in spike.summary
     assert "the loss the run started with" in spike.evidence
-    assert "from 1.05 to 0.621 steps/s" in slow.summary
+    assert "from 1.05 to 0.62 steps/s" in slow.summary
     assert slow.steps is not None
     assert slow.steps[0] == pytest.approx(1500, abs=75)
     assert any("ends at step 2500 of 5000" in note for note in report.notes)
@@ -225,6 +225,13 @@ def test_overfitting_is_told_from_instability(log: Path) -> None:
     assert kinds(found(log, owner_log(both, 5000))) == ["divergence"]
 
 
+def test_an_evaluation_at_each_of_three_epochs_shows_overfitting(log: Path) -> None:
+    losses = [3.4 - index / 30 for index in range(60)]
+    (finding,) = found(log, trainer_log(losses, evals={20: 2.9, 40: 3.05, 60: 3.4}))
+    assert finding.kind == "overfitting"
+    assert "best at step 200 (2.900) and 0.50 nats/token higher at the end" in finding.summary
+
+
 def test_an_easy_first_batch_is_no_divergence_while_validation_falls(log: Path) -> None:
     gauss = random.Random(0).gauss
     losses = [4.01, *(gauss(4.75, 0.12) for _ in range(25))]
@@ -242,6 +249,8 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     assert slow.steps is not None
     assert slow.steps[0] == pytest.approx(2000, abs=75)
     assert "1.05 to 0.62" in slow.summary
+    (slow,) = found(log, owner_log(falling(3.9, 3.2), 5000, step_s=lambda step: 30.0 if step < 2000 else 120.0))
+    assert "0.033 to 0.0083 steps/s" in slow.summary
 
     # The printed mean stays low to the end, as with the slow-down above.
     text = owner_log(falling(3.9, 3.2), 5000, pauses={1510: 3600.0})
@@ -373,6 +382,12 @@ def test_losses_that_repeat_to_the_last_digit(log: Path) -> None:
     assert "pure bf16" in finding.summary
 
 
+def test_a_held_out_loss_that_stands_still_while_the_training_loss_falls_is_of_other_weights(log: Path) -> None:
+    losses = [3.4 - index / 100 for index in range(60)]
+    (finding,) = found(log, trainer_log(losses, evals=dict.fromkeys(range(10, 61, 10), 3.5123)))
+    assert finding.kind == "validation_stands_still"
+
+
 def test_no_gradient(log: Path) -> None:
     noise = random.Random(2).gauss
     losses = [3.9 + noise(0, 0.05) for _ in range(100)]
@@ -446,6 +461,13 @@ def test_losses_that_are_lost(log: Path, loss: str, norm: float, summary: str) -
     assert finding.kind == "nonfinite"
     assert summary in finding.summary
     assert finding.steps == (510, 690)
+
+
+def test_a_held_out_loss_that_is_lost_alone_is_the_evaluations(log: Path) -> None:
+    losses = [3.4 - index / 300 for index in range(60)]
+    (finding,) = found(log, trainer_log(losses, evals=dict.fromkeys(range(10, 61, 10), math.nan)))
+    assert "the validation loss is nan from step 100 on" in finding.summary
+    assert "the evaluation is at fault" in finding.next_step
 
 
 def test_a_loss_of_0_with_a_gradient_is_a_policys(log: Path) -> None:

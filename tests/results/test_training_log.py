@@ -269,6 +269,24 @@ def test_the_lines_around_the_table_say_how_it_was_set_up(log: Path) -> None:
     assert trace.total_steps == 5000
 
 
+def test_a_setting_that_is_left_open_says_nothing(log: Path) -> None:
+    settings = (
+        "max_steps=-1\nwarmup: -1\nlr: -1\nadapter: null\nfinetune: off\nresume: ''\nNot resuming\nbase_model: null\n"
+    )
+    trace = read(log, settings + "step 10 loss 4.0\nstep 20 loss 3.9\n")
+    assert trace.announced == {"printed_speed": "momentary"}
+    assert trace.notes == ()
+
+
+def test_an_object_without_a_step_or_a_loss_is_the_configuration(log: Path) -> None:
+    config = (
+        '{"base_model": "llama", "learning_rate": 0.0002, "lr_scheduler": "cosine", "resume_from_checkpoint": null}'
+    )
+    trace = read(log, config + "\nstep 10 loss 4.0\nstep 20 loss 3.9\n")
+    assert {"learning_rate": "0.0002", "lr_schedule": "cosine", "pretrained": "yes"}.items() <= trace.announced.items()
+    assert "resumed" not in trace.announced
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, lambda data: data.decode().encode("utf-16")])
 def test_packed_and_wide_files(log: Path, pack: "object") -> None:
     assert callable(pack)
@@ -446,6 +464,39 @@ def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
     trace = read(log, f"step 1: loss 9\n{line}\n")
     losses = [loss for loss in (trace.train_loss[-1], trace.val_loss[-1]) if loss is not None]
     assert losses == [pytest.approx(math.log(perplexity))]
+
+
+@pytest.mark.parametrize(
+    ("said", "train", "val"),
+    [
+        ("load_balancing_loss: 0.012 | loss: 3.2", 3.2, None),
+        ("router_z_loss=0.001 loss=3.2", 3.2, None),
+        ("best_val_loss 3.0 val_loss 3.4", None, 3.4),
+        ("avg_train_loss 3.2 avg_val_loss 3.4", 3.2, 3.4),
+        ("val_avg_loss: 3.4", None, 3.4),
+        ("loss[train] 3.2, loss (val): 3.4", 3.2, 3.4),
+        ("held-out loss 3.4", None, 3.4),
+    ],
+)
+def test_the_words_around_a_loss_say_which_it_is(said: str, train: float | None, val: float | None) -> None:
+    row = read_line(f"step 10 {said}".encode())
+    assert row is not None
+    assert (row.train_loss, row.val_loss) == (train, val)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "validate step: 10  loss:  3.4000  memory: 40.2GiB(50.1%)  tps: 6,432",
+        "Validating: step 10 loss 3.4",
+        "Evaluated at step 10: loss 3.4",
+        "step 10 | Evaluation results: loss = 3.4",
+    ],
+)
+def test_a_line_of_an_evaluation_has_a_held_out_loss(line: str) -> None:
+    row = read_line(line.encode())
+    assert row is not None
+    assert (row.train_loss, row.val_loss) == (None, 3.4)
 
 
 def test_what_is_no_number_is_not_read_as_one(log: Path) -> None:

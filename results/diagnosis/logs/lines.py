@@ -40,9 +40,9 @@ _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
 _LOSS = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?"
-    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:[ _/]([a-z]+))?"
-    rb"(?: \((?:curr|current|avg|mean)\))?%b(%b)" % (_ASSIGN, _NUMBER),
+    rb"(?:(?<![^\W_])([a-z]+)[ _/.:-]{1,2})?"
+    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?"
+    rb"(?: \(curr\))?%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
 )
 _LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
@@ -56,7 +56,7 @@ _PERPLEXITY = re.compile(
 )
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _OF_EVALUATION = re.compile(
-    rb"(?<![\w/.-])(?:validation|valid|val|eval(?:uation)?)(?:\s*[])|:>-]+\s*(?![\d.n])"
+    rb"(?<![\w/.-])(?:validat(?:ion|e|ing)|valid|val|eval(?:uat(?:ion|ed|ing))?)(?:\s*[])|:>-]+\s*(?![\d.n])"
     rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)",
     re.I,
 )
@@ -117,10 +117,11 @@ _NO_THOUSANDS = re.compile(rb"(?<![\d.,])(?<!\d:)(?:0,\d+|\d+,(?!\d{3}(?!\d))\d+
 _SEPARATOR = re.compile(rb"(?<=\d)[.,](?=\d)")
 _SWAPPED = {b".": b",", b",": b"."}
 
-VAL_WORDS = frozenset(b"val valid validation eval evaluation test dev heldout va vld tel".split())
-_TRAIN_WORDS = frozenset((b"train", b"training", b"lm", b"ce", b"xent", b"batch", b"step", b"mean", b"avg", b"average"))
+VAL_WORDS = frozenset(b"val valid validation validate eval evaluation test dev held heldout holdout va vld tel".split())
+_TRAIN_WORDS = frozenset(b"train training lm ce xent batch step mean avg average curr current".split())
 OTHER_WORDS = frozenset(
-    b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance router reg target"
+    b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance balancing router reg"
+    b" target"
     b" expected patience delta improved".split()
 )
 LOSS_NAMES = ("train_loss", "val_loss", "train_perplexity", "val_perplexity", "train_bits", "val_bits")
@@ -283,12 +284,13 @@ def _read_losses(row: LogRow, line: bytes) -> None:
     unnamed = None
     for match in _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ():
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
-        word_before = line[max(0, match.start() - 12) : match.start()].rstrip(b" _").rpartition(b" ")[2].lower()
-        if not OTHER_WORDS.isdisjoint((word_before, before, after)):
+        word_before = re.split(rb"[ _]", line[max(0, match.start() - 12) : match.start()].rstrip(b" _-"))[-1].lower()
+        words = {word_before, before, after}
+        if words & OTHER_WORDS:
             continue
-        if before in VAL_WORDS or after in VAL_WORDS:
+        if words & VAL_WORDS:
             name = "val_loss"
-        elif before in _TRAIN_WORDS or after in _TRAIN_WORDS or after in (b"", b"is", b"was"):
+        elif words & _TRAIN_WORDS or after in (b"", b"is", b"was"):
             name = "train_loss"
         else:
             continue
@@ -296,7 +298,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, name, match, 3, line)
         if first and _IN_BITS.match(line, match.end()):
             setattr(row, name, getattr(row, name) * math.log(2))
-        unnamed = match.start() if not before + after else unnamed
+        unnamed = match.start(3) if not after and before not in _TRAIN_WORDS else unnamed
     for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity", b"bp", b"its") else ():
         side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
         _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)

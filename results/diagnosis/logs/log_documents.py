@@ -47,7 +47,9 @@ def json_line(line: bytes) -> LogRow | None:
         values = json.loads(line[start:])
     except (ValueError, RecursionError):
         return None
-    return row_of(values) if isinstance(values, dict) else None
+    row = row_of(values) if isinstance(values, dict) else None
+    # A rate alone is of the configuration.
+    return row if row and (row.step is not None or row.has_loss) else None
 
 
 def _announced(document: dict[str, Any]) -> dict[str, str]:
