@@ -126,7 +126,7 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
     return Diagnosis(
         kind="slow",
         confidence=0.9 if to_end else 0.8,
-        summary=f"training slows from {_speed_words(1 / before_s)} to {_speed_words(1 / inside_s)} steps/s at about step {step}{until}",
+        summary=f"training slows {_speeds_words(1 / before_s, 1 / inside_s)} at about step {step}{until}",
         evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
         next_step="check what changed on the machine at that step: memory pressure and swap, heat, another process, a "
         "growing list of logged tensors, longer sequences; compare memory in use before and after",
@@ -157,18 +157,16 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
     )
 
 
-def _speed_words(steps_per_s: float) -> str:
-    return f"{steps_per_s:.2f}" if steps_per_s >= 0.1 else f"{steps_per_s:.2g}"
+def _speeds_words(*steps_per_s: float) -> str:
+    before, after = (f"{speed:.2f}" if speed >= 0.1 else f"{speed:.2g}" for speed in steps_per_s)
+    return f"from {before} to {after} steps/s"
 
 
 def _printed(run: RunView) -> str:
     _, printed = run.trace.series("printed_steps_per_s")
     if len(printed) < 2 or run.trace.announced.get("printed_speed") != "mean":
         return ""
-    return (
-        f"; the printed {_speed_words(max(printed[1:]))} to {_speed_words(printed[-1])} steps/s are means since the start, which "
-        "include every pause"
-    )
+    return f"; the printed means since the start, {_speeds_words(max(printed[1:]), printed[-1])}, include every pause"
 
 
 def missing_rows(run: RunView) -> str | None:
