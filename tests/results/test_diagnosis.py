@@ -308,6 +308,14 @@ def test_a_log_without_losses_is_not_called_sound(log: Path) -> None:
     assert report.headline.endswith("; no loss was read from it.")
 
 
+def test_losses_that_are_written_as_nothing_once_they_are_not_finite_are_missed(log: Path) -> None:
+    log.write_text(
+        "".join(json.dumps({"step": n, "lr": 1e-4, "loss": 3 - n / 99 if n < 40 else None}) + "\n" for n in range(60))
+    )
+    report = report_of_trace(read_training_log(log), context=Context())
+    assert report.headline.endswith("; the losses end at step 39, and the rows go on to 59.")
+
+
 def test_frequent_evaluations_are_no_slow_down(log: Path) -> None:
     # A printed mean tells less of a step the longer the run: late windows all hold an evaluation, early ones none.
     rows = falling(3.9, 3.2, total_steps=400, evaluations=10)
@@ -471,6 +479,8 @@ def test_a_held_out_loss_that_is_lost_alone_is_the_evaluations(log: Path) -> Non
 
 
 def test_a_loss_of_0_with_a_gradient_is_a_policys(log: Path) -> None:
+    gauss = random.Random(0).gauss
+    assert found(log, trainer_log([abs(gauss(0, 0.01)) for _ in range(60)], rate=5e-7)) == []
     assert found(log, trainer_log([0.0] * 40, norm=0.35)) == []
 
 

@@ -476,6 +476,7 @@ def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
         ("val_avg_loss: 3.4", None, 3.4),
         ("loss[train] 3.2, loss (val): 3.4", 3.2, 3.4),
         ("held-out loss 3.4", None, 3.4),
+        ("policy_loss -0.02 value_loss 0.3 loss 0.4", 0.4, None),
     ],
 )
 def test_the_words_around_a_loss_say_which_it_is(said: str, train: float | None, val: float | None) -> None:

@@ -119,6 +119,7 @@ _SWAPPED = {b".": b",", b",": b"."}
 
 VAL_WORDS = frozenset(b"val valid validation validate eval evaluation test dev held heldout holdout va vld tel".split())
 _TRAIN_WORDS = frozenset(b"train training lm ce xent batch step mean avg average curr current".split())
+_KNOWN_WORDS = VAL_WORDS | _TRAIN_WORDS | {b"loss", b"total"}
 OTHER_WORDS = frozenset(
     b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance balancing router reg"
     b" target"
@@ -282,7 +283,9 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, "val_loss", megatron_val, 2, line)
         return
     unnamed = None
-    for match in _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ():
+    losses = _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ()
+    # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
+    for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
         word_before = re.split(rb"[ _]", line[max(0, match.start() - 12) : match.start()].rstrip(b" _-"))[-1].lower()
         words = {word_before, before, after}

@@ -18,6 +18,8 @@ SLOW_FRAC = 0.15
 SLOW_S = 60.0
 """A shorter slow stretch is other work on the machine."""
 STALL_S = 60.0
+LOST_FRAC = 0.05
+"""Rows at the end without a loss have lost it where they are an interval between losses, and this share, and more."""
 SMOOTH_PLACES = 50
 """In half a smoothing window, at most."""
 
@@ -174,8 +176,17 @@ def missing_rows(run: RunView) -> str | None:
     total, error = run.trace.total_steps, run.trace.announced.get("error")
     if error:
         return f"the log ends at {run.unit} {run.last_step} with an error: {error}"
-    if not run.trace.series("train_loss")[0] and not run.trace.series("val_loss")[0]:
+    losses = sorted({step for column in ("train_loss", "val_loss") for step in run.trace.series(column)[0]})
+    if not losses:
         return "no loss was read from it: only what its lines say of time, rates and norms"
+    if (
+        run.last_step - losses[-1]
+        > max([b - a for a, b in pairwise(losses)], default=math.inf) + LOST_FRAC * losses[-1]
+    ):
+        return (
+            f"the losses end at {run.unit} {losses[-1]}, and the rows go on to {run.last_step}: a loss that is not "
+            "finite may be written as nothing"
+        )
     if run.trace.origin != "log" or total is None:
         return None
     steps, evaluations = run.trace.steps[-20:], run.val.steps[-20:]
