@@ -251,6 +251,9 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     assert "1.05 to 0.62" in slow.summary
     (slow,) = found(log, owner_log(falling(3.9, 3.2), 5000, step_s=lambda step: 30.0 if step < 2000 else 120.0))
     assert "0.033 to 0.0083 steps/s" in slow.summary
+    minutes = [n if n < 30 else 3 * n - 60 for n in range(60)]
+    stamped = (f"2026/01/01 {m // 60:02d}:{m % 60:02d}:00 step {100 * n} loss 3.2" for n, m in enumerate(minutes))
+    assert "slow" in kinds(found(log, "\n".join(stamped) + "\n"))
 
     # The printed mean stays low to the end, as with the slow-down above.
     text = owner_log(falling(3.9, 3.2), 5000, pauses={1510: 3600.0})

@@ -533,17 +533,20 @@ def test_a_run_that_the_log_resumes_is_restarted_there(log: Path) -> None:
     assert "resumed" not in trace.announced
 
 
-def test_an_error_at_the_end_is_a_note(log: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "[rank0]: torch.OutOfMemoryError: CUDA out of memory.",
+        "OSError: [Errno 28] No space left on device",
+        "slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***",
+    ],
+)
+def test_an_error_at_the_end_is_a_note(log: Path, error: str) -> None:
     rows = "".join(f"step {step}/900 loss 3.{step}\n" for step in range(10, 30))
-    report = report_of_trace(
-        read(
-            log,
-            f"{rows}Traceback (most recent call last):\ntorch.OutOfMemoryError: CUDA out of memory.\n",
-        ),
-        context=Context(),
-    )
+    report = report_of_trace(read(log, f"{rows}Traceback (most recent call last):\n{error}\n"), context=Context())
     assert report.is_healthy
-    assert report.notes == ("the log ends at step 29 with an error: torch.OutOfMemoryError: CUDA out of memory.",)
+    assert report.notes == (f"the log ends at step 29 with an error: {error}",)
 
 
 def test_thousand_steps_by_one_letter(log: Path) -> None:

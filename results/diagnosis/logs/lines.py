@@ -101,7 +101,7 @@ _COMPOUND = re.compile(
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
-_TIME_STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
+_TIME_STAMP = re.compile(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
@@ -355,7 +355,7 @@ def _read_times(row: LogRow, line: bytes) -> None:
     if stamp := _TIME_STAMP.search(line[:80]):
         # What is of no calendar is a version or an identifier.
         with suppress(ValueError):
-            row.stamp_s = (datetime.fromisoformat(stamp[0].decode()) - datetime.min).total_seconds()
+            row.stamp_s = (datetime.fromisoformat(stamp[0].decode().replace("/", "-")) - datetime.min).total_seconds()
 
 
 def _in_seconds(match: re.Match[bytes]) -> bytes:

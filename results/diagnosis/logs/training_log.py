@@ -58,9 +58,10 @@ _MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
 _REPEATS = re.compile(rb"\s*wandb:")
 """W&B's summary at the end: the last values once more, rounded."""
 _ERROR = re.compile(
-    rb"[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?<=\W)|\s*$)|.{0,60}(?:\bKilled\b|Segmentation fault)"
+    rb"(?:\[rank\d+\]: *)?[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?!\w)|\s*$)"
+    rb"|.{0,60}(?:\bKilled\b|Segmentation fault|\(core dumped\))|slurmstepd: error: .{0,120}"
 )
-_TROUBLE = re.compile(rb"Error|Exception|Interrupt|Killed|Segmentation")
+_TROUBLE = re.compile(rb"Error|Exception|Interrupt|Killed|Segmentation|dumped|slurmstepd")
 
 
 def read_training_log(path: Path) -> RunTrace:

@@ -9,7 +9,7 @@ from itertools import accumulate, groupby, pairwise
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
-from results.words import duration_words
+from results.words import duration_words, value_words
 from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
@@ -129,7 +129,8 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
         kind="slow",
         confidence=0.9 if to_end else 0.8,
         summary=f"training slows {_speeds_words(1 / before_s, 1 / inside_s)} at about step {step}{until}",
-        evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
+        evidence=f"{value_words(before_s)} s a step before, {value_words(inside_s)} s after, in windows between logged "
+        f"times{printed}",
         next_step="check what changed on the machine at that step: memory pressure and swap, heat, another process, a "
         "growing list of logged tensors, longer sequences; compare memory in use before and after",
         steps=(step, end),
@@ -152,7 +153,8 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
         confidence=0.8,
         summary=f"{said} of {least}about {about} between step {first} and {windows.ends[index]}; "
         "before and after the speed is the same",
-        evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
+        evidence=f"{value_words(usual_s)} s a step elsewhere, {value_words(windows.times_s[index])} s in that window"
+        f"{_printed(run)}",
         next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
         "Do not read the mean speed since the start",
         steps=(first, windows.ends[index]),
