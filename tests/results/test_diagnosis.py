@@ -511,6 +511,17 @@ def test_a_suspicious_gap_between_the_losses(log: Path) -> None:
     assert found(log, owner_log(dropout, 5000)) == []
 
 
+def test_a_validation_loss_that_is_far_above_from_the_start(log: Path) -> None:
+    losses = [3.0 - index / 120 for index in range(60)]
+    far = {index: 5.2 - index / 500 for index in range(1, 61, 6)}
+    (finding,) = found(log, trainer_log(losses, evals=far))
+    assert finding.kind == "train_val_gap"
+    assert "2.20 nats/token and more above" in finding.summary
+    # Once it is a multiple it is the one that is a sum, and the training loss is told as it was recorded.
+    (finding, *_) = found(log, trainer_log(losses, evals={index: 10 * losses[index - 1] for index in far}))
+    assert "train 3.0000, validation 30.0000" in finding.evidence
+
+
 def test_evaluations_that_rank_nothing(log: Path) -> None:
     gauss = random.Random(3).gauss
     rows = [(step, 3.3 + gauss(0, 0.01), 3.4 + gauss(0, 0.3), 1e-5) for step in range(0, 5001, 250)]
