@@ -361,6 +361,24 @@ def test_what_several_lines_say_of_one_step_is_one_row(log: Path, text: str) -> 
     assert all(5 < loss < 10 for loss in trace.series("train_loss")[1])
 
 
+def test_a_second_trainer_without_steps_is_told_and_is_no_configuration(log: Path) -> None:
+    run = (
+        "".join(f"{{'loss': 3.{row}, 'learning_rate': {row}e-06, 'epoch': {row / 10}}}\n" for row in range(11, 31))
+        + "{'train_runtime': 30.0, 'train_steps_per_second': 2.0, 'epoch': 3.0}\n"
+    )
+    trace = read(log, run + run)
+    assert counts(trace) == (20, 0)
+    assert "learning_rate" not in trace.announced
+    assert any("another one begins" in note for note in trace.notes)
+
+
+@pytest.mark.parametrize("nothing", ["nan", "0", "-1"])
+def test_what_stands_for_no_evaluation_is_none(log: Path, nothing: str) -> None:
+    rows = (f"{step},3.5,{nothing if step % 10 else 3.6}\n" for step in range(60))
+    trace = read(log, "step,train_loss,val_loss\n" + "".join(rows))
+    assert trace.series("val_loss") == ([0, 10, 20, 30, 40, 50], [3.6] * 6)
+
+
 @pytest.mark.parametrize("loss", ["3.9", "nan", "inf"])
 def test_an_evaluation_that_two_lines_say_is_one(log: Path, loss: str) -> None:
     steps = (f"step {step}: train loss 3.2, val loss {loss}\nstep {step} | val loss {loss}\n" for step in range(9))

@@ -23,7 +23,16 @@ from results.diagnosis.logs.lines import (
     with_decimal_points,
 )
 from results.diagnosis.logs.log_documents import json_line, json_rows, table_header, table_rows
-from results.diagnosis.logs.runs import drop_carried, drop_cut_numbers, in_nats, is_same, number_rows, runs_of, step_of
+from results.diagnosis.logs.runs import (
+    drop_carried,
+    drop_cut_numbers,
+    drop_placeholders,
+    in_nats,
+    is_same,
+    number_rows,
+    runs_of,
+    step_of,
+)
 from results.diagnosis.logs.speed import step_times
 from results.diagnosis.trace import RunTrace, Unit
 from results.study.paths import shown
@@ -57,6 +66,7 @@ _OWN = ("line", "run", "step", "is_bar", "iteration", "after_restart", "at_line_
 _MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
 _REPEATS = re.compile(rb"\s*wandb:")
 """W&B's summary at the end: the last values once more, rounded."""
+_SECOND_RUN = "after the run's last line another one begins, whose rows name no steps: it was not read"
 _ERROR = re.compile(
     rb"(?:\[rank\d+\]: *)?[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?!\w)|\s*$)"
     rb"|.{0,60}(?:\bKilled\b|Segmentation fault|\(core dumped\))|slurmstepd: error: .{0,120}"
@@ -218,8 +228,12 @@ class _Reader:
         is_cleared, self._is_cleared = self._is_cleared, line.isspace() and len(line) > 10
         step = self._heading if line[:1] in b" \t" else None
         row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
-        if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
+        if row is None:
             self._read_other(line)
+            return
+        if _REPEATS.match(line) or (self._is_over and row.step is None):
+            if row.learning_rate is not None and _SECOND_RUN not in self.notes:
+                self.notes.append(_SECOND_RUN)
             return
         self._is_over = False
         is_bar = row.is_bar and not row.has_loss
@@ -282,6 +296,7 @@ class _Reader:
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
         drop_cut_numbers(rows)
+        drop_placeholders(rows)
         in_nats(rows, self.notes)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
