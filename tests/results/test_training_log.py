@@ -377,6 +377,16 @@ def test_what_stands_for_no_evaluation_is_none(log: Path, nothing: str) -> None:
     rows = (f"{step},3.5,{nothing if step % 10 else 3.6}\n" for step in range(60))
     trace = read(log, "step,train_loss,val_loss\n" + "".join(rows))
     assert trace.series("val_loss") == ([0, 10, 20, 30, 40, 50], [3.6] * 6)
+    rows = (f"{step},nan,3.6\n" if step % 10 == 0 else f"{step},3.5,\n" for step in range(60))
+    trace = read(log, "step,train_loss,val_loss\n" + "".join(rows))
+    assert (counts(trace), set(trace.train_loss)) == ((54, 6), {None, 3.5})
+
+
+def test_a_table_that_pandas_prints_has_a_number_before_each_row(log: Path) -> None:
+    rows = (f"{row:<4} {10 * row:>5}      {3.5 - row / 100:.4f}    NaN\n" for row in range(20))
+    trace = read(log, "      step  train_loss  val_loss\n" + "".join(rows))
+    assert trace.steps[-1] == 190
+    assert trace.train_loss[-1] == 3.31
 
 
 @pytest.mark.parametrize("loss", ["3.9", "nan", "inf"])
