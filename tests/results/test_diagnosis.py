@@ -292,11 +292,12 @@ def test_of_a_pause_in_one_printed_step_no_more_is_said_than_it_took(log: Path) 
     assert "one pause of at least about 5 min 10 s between step 230 and 240" in stall.summary
 
 
-def test_a_clock_of_minutes_and_seconds_is_no_steps_time(log: Path) -> None:
+@pytest.mark.parametrize("clock", ["time: {:.0f}m {:.1f}s", "elapsed: 0:{:02.0f}:{:04.1f}"])
+def test_a_clock_of_minutes_and_seconds_is_no_steps_time(log: Path, clock: str) -> None:
     def text(seconds: list[float]) -> str:
         rows = enumerate(seconds)
         return "".join(
-            f"step {50 * n}: train loss {6 - n / 20:.2f}, time: {s // 60:.0f}m {s % 60:.1f}s\n" for n, s in rows
+            f"step {50 * n}: train loss {6 - n / 20:.2f}, {clock.format(s // 60, s % 60)}\n" for n, s in rows
         )
 
     assert found(log, text([7.7 * n for n in range(40)])) == []

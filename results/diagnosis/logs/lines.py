@@ -99,6 +99,7 @@ _COMPOUND = re.compile(
     re.I,
 )
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
+_CLOCK = re.compile(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])", re.I)
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
 _TIME_STAMP = re.compile(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
@@ -337,6 +338,7 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 def _read_times(row: LogRow, line: bytes) -> None:
     line = _COMPOUND.sub(_in_seconds, line)
+    line = _CLOCK.sub(_in_seconds, line) if _has(line, b"lapsed", b"all") else line
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
     if with_unit := _STEP_TIME_UNIT.search(line):
@@ -359,8 +361,8 @@ def _read_times(row: LogRow, line: bytes) -> None:
 
 
 def _in_seconds(match: re.Match[bytes]) -> bytes:
-    hours, minutes, seconds = (_float(part or b"0") for part in match.groups())
-    return b"%.2fs" % (3600 * hours + 60 * minutes + seconds)
+    *before, hours, minutes, seconds = match.groups(b"0")
+    return b"%b%.2fs" % (b"".join(before), 3600 * _float(hours) + 60 * _float(minutes) + _float(seconds))
 
 
 def _scaled(match: re.Match[bytes]) -> float | None:
