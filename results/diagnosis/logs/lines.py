@@ -288,7 +288,8 @@ def _read_losses(row: LogRow, line: bytes) -> None:
     # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
     for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
-        word_before = re.split(rb"[ _]", line[max(0, match.start() - 12) : match.start()].rstrip(b" _-"))[-1].lower()
+        near = line[max(0, match.start() - 12) : match.start()].replace(b"_", b" ")
+        word_before = near.rstrip(b" -").rpartition(b" ")[2].lower()
         words = {word_before, before, after}
         if words & OTHER_WORDS:
             continue
