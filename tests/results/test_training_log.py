@@ -528,6 +528,13 @@ def test_a_line_of_an_evaluation_has_a_held_out_loss(line: str) -> None:
     assert (row.train_loss, row.val_loss) == (None, 3.4)
 
 
+def test_a_line_without_a_step_takes_no_loss_from_the_line_before(log: Path) -> None:
+    trace = read(
+        log, "".join(f"step {step} loss 3.25 lr 5e-5\nsaved checkpoint-{step} loss=0.5\n" for step in range(9))
+    )
+    assert set(trace.train_loss) == {3.25}
+
+
 def test_what_is_no_number_is_not_read_as_one(log: Path) -> None:
     with pytest.raises(UserError, match="has no line of a training log"):
         read(log, "step 10: loss 3,2145,2\nstep 20: loss 3,2145,1\n")

@@ -286,7 +286,10 @@ class _Reader:
                 row.step = 0
         if row.step is None:
             # "val loss 3.29" on a line of its own, or a Trainer's between its bars, belongs to the step before it.
-            row.step = self._last_step
+            row.step, before = self._last_step, self._open_row
+            if before and before.step == row.step is not None and row.epoch is None and before.train_loss is not None:
+                # "saved checkpoint-10 loss=0.5" says no other loss than the step's own line.
+                row.train_loss = None
         self._last_step = row.step
         row.epoch = self._epoch if row.epoch is None else row.epoch
         self._merge(row)
