@@ -26,6 +26,7 @@ EXPLAINS: Mapping[str, int] = {
     "overfitting": 64,
     "validation_rises": 63,
     "validation_is_training": 62,
+    "validation_stands_still": 61,
     "spike": 60,
     "slow": 50,
     "train_val_gap": 45,

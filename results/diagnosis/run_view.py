@@ -21,6 +21,8 @@ CUSTOMARY_VOCAB_SIZES = (
 """Sizes to which tokenizers are trained, but for 10,000: its ln is where GPT-2 on doubly shifted labels starts."""
 SUMMED = 1.8
 DIVIDED = 0.3
+HIGHEST_START_NATS = 13.1
+"""Random weights of the largest vocabularies, 256,000 tokens, start below: a validation loss above is itself a sum."""
 SAME_RATIO = 1.25
 """Training losses that keep one ratio to the validation losses, within this factor, are scaled."""
 FIRST_STEPS = 20
@@ -244,7 +246,8 @@ def _train_scale(train: Curve, val: Curve) -> float:
         return 1.0
     ratios = [train.near(step) / value for step, value in zip(val.steps, val.values, strict=True) if value > 0]
     ratio = statistics.median(ratios) if len(ratios) == len(val) else 1.0
-    is_scaled = ratio >= SUMMED or (0 < ratio <= DIVIDED and val.values[-1] < 0.9 * val.values[0])
+    is_divided = 0 < ratio <= DIVIDED and val.values[-1] < 0.9 * val.values[0] < 0.9 * HIGHEST_START_NATS
+    is_scaled = ratio >= SUMMED or is_divided
     return ratio if is_scaled and max(ratios) <= SAME_RATIO * min(ratios) else 1.0
 
 

@@ -225,6 +225,13 @@ def test_overfitting_is_told_from_instability(log: Path) -> None:
     assert kinds(found(log, owner_log(both, 5000))) == ["divergence"]
 
 
+def test_an_evaluation_at_each_of_three_epochs_shows_overfitting(log: Path) -> None:
+    losses = [3.4 - index / 30 for index in range(60)]
+    (finding,) = found(log, trainer_log(losses, evals={20: 2.9, 40: 3.05, 60: 3.4}))
+    assert finding.kind == "overfitting"
+    assert "best at step 200 (2.900) and 0.50 nats/token higher at the end" in finding.summary
+
+
 def test_an_easy_first_batch_is_no_divergence_while_validation_falls(log: Path) -> None:
     gauss = random.Random(0).gauss
     losses = [4.01, *(gauss(4.75, 0.12) for _ in range(25))]
@@ -242,6 +249,11 @@ def test_a_slow_down_is_told_from_a_pause(log: Path) -> None:
     assert slow.steps is not None
     assert slow.steps[0] == pytest.approx(2000, abs=75)
     assert "1.05 to 0.62" in slow.summary
+    (slow,) = found(log, owner_log(falling(3.9, 3.2), 5000, step_s=lambda step: 30.0 if step < 2000 else 120.0))
+    assert "0.033 to 0.0083 steps/s" in slow.summary
+    minutes = [n if n < 30 else 3 * n - 60 for n in range(60)]
+    stamped = (f"2026/01/01 {m // 60:02d}:{m % 60:02d}:00 step {100 * n} loss 3.2" for n, m in enumerate(minutes))
+    assert "slow" in kinds(found(log, "\n".join(stamped) + "\n"))
 
     # The printed mean stays low to the end, as with the slow-down above.
     text = owner_log(falling(3.9, 3.2), 5000, pauses={1510: 3600.0})
@@ -280,11 +292,12 @@ def test_of_a_pause_in_one_printed_step_no_more_is_said_than_it_took(log: Path) 
     assert "one pause of at least about 5 min 10 s between step 230 and 240" in stall.summary
 
 
-def test_a_clock_of_minutes_and_seconds_is_no_steps_time(log: Path) -> None:
+@pytest.mark.parametrize("clock", ["time: {:.0f}m {:.1f}s", "elapsed: 0:{:02.0f}:{:04.1f}"])
+def test_a_clock_of_minutes_and_seconds_is_no_steps_time(log: Path, clock: str) -> None:
     def text(seconds: list[float]) -> str:
         rows = enumerate(seconds)
         return "".join(
-            f"step {50 * n}: train loss {6 - n / 20:.2f}, time: {s // 60:.0f}m {s % 60:.1f}s\n" for n, s in rows
+            f"step {50 * n}: train loss {6 - n / 20:.2f}, {clock.format(s // 60, s % 60)}\n" for n, s in rows
         )
 
     assert found(log, text([7.7 * n for n in range(40)])) == []
@@ -297,6 +310,14 @@ def test_a_log_without_losses_is_not_called_sound(log: Path) -> None:
     log.write_text("".join(f"step {n} | lr 1e-4 | grad norm 1.0\n" for n in range(0, 90, 10)))
     report = report_of_trace(read_training_log(log), context=Context())
     assert report.headline.endswith("; no loss was read from it.")
+
+
+def test_losses_that_are_written_as_nothing_once_they_are_not_finite_are_missed(log: Path) -> None:
+    log.write_text(
+        "".join(json.dumps({"step": n, "lr": 1e-4, "loss": 3 - n / 99 if n < 40 else None}) + "\n" for n in range(60))
+    )
+    report = report_of_trace(read_training_log(log), context=Context())
+    assert report.headline.endswith("; the losses end at step 39, and the rows go on to 59.")
 
 
 def test_frequent_evaluations_are_no_slow_down(log: Path) -> None:
@@ -371,6 +392,12 @@ def test_losses_that_repeat_to_the_last_digit(log: Path) -> None:
     assert finding.kind == "precision_stall"
     assert finding.confidence == 0.9
     assert "pure bf16" in finding.summary
+
+
+def test_a_held_out_loss_that_stands_still_while_the_training_loss_falls_is_of_other_weights(log: Path) -> None:
+    losses = [3.4 - index / 100 for index in range(60)]
+    (finding,) = found(log, trainer_log(losses, evals=dict.fromkeys(range(10, 61, 10), 3.5123)))
+    assert finding.kind == "validation_stands_still"
 
 
 def test_no_gradient(log: Path) -> None:
@@ -448,7 +475,16 @@ def test_losses_that_are_lost(log: Path, loss: str, norm: float, summary: str) -
     assert finding.steps == (510, 690)
 
 
+def test_a_held_out_loss_that_is_lost_alone_is_the_evaluations(log: Path) -> None:
+    losses = [3.4 - index / 300 for index in range(60)]
+    (finding,) = found(log, trainer_log(losses, evals=dict.fromkeys(range(10, 61, 10), math.nan)))
+    assert "the validation loss is nan from step 100 on" in finding.summary
+    assert "the evaluation is at fault" in finding.next_step
+
+
 def test_a_loss_of_0_with_a_gradient_is_a_policys(log: Path) -> None:
+    gauss = random.Random(0).gauss
+    assert found(log, trainer_log([abs(gauss(0, 0.01)) for _ in range(60)], rate=5e-7)) == []
     assert found(log, trainer_log([0.0] * 40, norm=0.35)) == []
 
 
@@ -474,6 +510,17 @@ def test_a_suspicious_gap_between_the_losses(log: Path) -> None:
     assert kinds(found(log, owner_log(rows, 5000), Context(eval_tokens=256))) == []
     dropout = [(step, train + 0.3, train, rate) for step, train, _, rate in falling(3.9, 3.2)]
     assert found(log, owner_log(dropout, 5000)) == []
+
+
+def test_a_validation_loss_that_is_far_above_from_the_start(log: Path) -> None:
+    losses = [3.0 - index / 120 for index in range(60)]
+    far = {index: 5.2 - index / 500 for index in range(1, 61, 6)}
+    (finding,) = found(log, trainer_log(losses, evals=far))
+    assert finding.kind == "train_val_gap"
+    assert "2.20 nats/token and more above" in finding.summary
+    # Once it is a multiple it is the one that is a sum, and the training loss is told as it was recorded.
+    (finding, *_) = found(log, trainer_log(losses, evals={index: 10 * losses[index - 1] for index in far}))
+    assert "train 3.0000, validation 30.0000" in finding.evidence
 
 
 def test_evaluations_that_rank_nothing(log: Path) -> None:

@@ -269,6 +269,24 @@ def test_the_lines_around_the_table_say_how_it_was_set_up(log: Path) -> None:
     assert trace.total_steps == 5000
 
 
+def test_a_setting_that_is_left_open_says_nothing(log: Path) -> None:
+    settings = (
+        "max_steps=-1\nwarmup: -1\nlr: -1\nadapter: null\nfinetune: off\nresume: ''\nNot resuming\nbase_model: null\n"
+    )
+    trace = read(log, settings + "step 10 loss 4.0\nstep 20 loss 3.9\n")
+    assert trace.announced == {"printed_speed": "momentary"}
+    assert trace.notes == ()
+
+
+def test_an_object_without_a_step_or_a_loss_is_the_configuration(log: Path) -> None:
+    config = (
+        '{"base_model": "llama", "learning_rate": 0.0002, "lr_scheduler": "cosine", "resume_from_checkpoint": null}'
+    )
+    trace = read(log, config + "\nstep 10 loss 4.0\nstep 20 loss 3.9\n")
+    assert {"learning_rate": "0.0002", "lr_schedule": "cosine", "pretrained": "yes"}.items() <= trace.announced.items()
+    assert "resumed" not in trace.announced
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, lambda data: data.decode().encode("utf-16")])
 def test_packed_and_wide_files(log: Path, pack: "object") -> None:
     assert callable(pack)
@@ -341,6 +359,34 @@ def test_what_several_lines_say_of_one_step_is_one_row(log: Path, text: str) -> 
     assert set(trace.learning_rate) <= {4e-4, 6e-4}
     assert trace.steps == tuple(range(1, 21))
     assert all(5 < loss < 10 for loss in trace.series("train_loss")[1])
+
+
+def test_a_second_trainer_without_steps_is_told_and_is_no_configuration(log: Path) -> None:
+    run = (
+        "".join(f"{{'loss': 3.{row}, 'learning_rate': {row}e-06, 'epoch': {row / 10}}}\n" for row in range(11, 31))
+        + "{'train_runtime': 30.0, 'train_steps_per_second': 2.0, 'epoch': 3.0}\n"
+    )
+    trace = read(log, run + run)
+    assert counts(trace) == (20, 0)
+    assert "learning_rate" not in trace.announced
+    assert any("another one begins" in note for note in trace.notes)
+
+
+@pytest.mark.parametrize("nothing", ["nan", "0", "-1"])
+def test_what_stands_for_no_evaluation_is_none(log: Path, nothing: str) -> None:
+    rows = (f"{step},3.5,{nothing if step % 10 else 3.6}\n" for step in range(60))
+    trace = read(log, "step,train_loss,val_loss\n" + "".join(rows))
+    assert trace.series("val_loss") == ([0, 10, 20, 30, 40, 50], [3.6] * 6)
+    rows = (f"{step},nan,3.6\n" if step % 10 == 0 else f"{step},3.5,\n" for step in range(60))
+    trace = read(log, "step,train_loss,val_loss\n" + "".join(rows))
+    assert (counts(trace), set(trace.train_loss)) == ((54, 6), {None, 3.5})
+
+
+def test_a_table_that_pandas_prints_has_a_number_before_each_row(log: Path) -> None:
+    rows = (f"{row:<4} {10 * row:>5}      {3.5 - row / 100:.4f}    NaN\n" for row in range(20))
+    trace = read(log, "      step  train_loss  val_loss\n" + "".join(rows))
+    assert trace.steps[-1] == 190
+    assert trace.train_loss[-1] == 3.31
 
 
 @pytest.mark.parametrize("loss", ["3.9", "nan", "inf"])
@@ -448,6 +494,47 @@ def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
     assert losses == [pytest.approx(math.log(perplexity))]
 
 
+@pytest.mark.parametrize(
+    ("said", "train", "val"),
+    [
+        ("load_balancing_loss: 0.012 | loss: 3.2", 3.2, None),
+        ("router_z_loss=0.001 loss=3.2", 3.2, None),
+        ("best_val_loss 3.0 val_loss 3.4", None, 3.4),
+        ("avg_train_loss 3.2 avg_val_loss 3.4", 3.2, 3.4),
+        ("val_avg_loss: 3.4", None, 3.4),
+        ("loss[train] 3.2, loss (val): 3.4", 3.2, 3.4),
+        ("held-out loss 3.4", None, 3.4),
+        ("policy_loss -0.02 value_loss 0.3 loss 0.4", 0.4, None),
+    ],
+)
+def test_the_words_around_a_loss_say_which_it_is(said: str, train: float | None, val: float | None) -> None:
+    row = read_line(f"step 10 {said}".encode())
+    assert row is not None
+    assert (row.train_loss, row.val_loss) == (train, val)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "validate step: 10  loss:  3.4000  memory: 40.2GiB(50.1%)  tps: 6,432",
+        "Validating: step 10 loss 3.4",
+        "Evaluated at step 10: loss 3.4",
+        "step 10 | Evaluation results: loss = 3.4",
+    ],
+)
+def test_a_line_of_an_evaluation_has_a_held_out_loss(line: str) -> None:
+    row = read_line(line.encode())
+    assert row is not None
+    assert (row.train_loss, row.val_loss) == (None, 3.4)
+
+
+def test_a_line_without_a_step_takes_no_loss_from_the_line_before(log: Path) -> None:
+    trace = read(
+        log, "".join(f"step {step} loss 3.25 lr 5e-5\nsaved checkpoint-{step} loss=0.5\n" for step in range(9))
+    )
+    assert set(trace.train_loss) == {3.25}
+
+
 def test_what_is_no_number_is_not_read_as_one(log: Path) -> None:
     with pytest.raises(UserError, match="has no line of a training log"):
         read(log, "step 10: loss 3,2145,2\nstep 20: loss 3,2145,1\n")
@@ -481,17 +568,20 @@ def test_a_run_that_the_log_resumes_is_restarted_there(log: Path) -> None:
     assert "resumed" not in trace.announced
 
 
-def test_an_error_at_the_end_is_a_note(log: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "[rank0]: torch.OutOfMemoryError: CUDA out of memory.",
+        "OSError: [Errno 28] No space left on device",
+        "slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***",
+    ],
+)
+def test_an_error_at_the_end_is_a_note(log: Path, error: str) -> None:
     rows = "".join(f"step {step}/900 loss 3.{step}\n" for step in range(10, 30))
-    report = report_of_trace(
-        read(
-            log,
-            f"{rows}Traceback (most recent call last):\ntorch.OutOfMemoryError: CUDA out of memory.\n",
-        ),
-        context=Context(),
-    )
+    report = report_of_trace(read(log, f"{rows}Traceback (most recent call last):\n{error}\n"), context=Context())
     assert report.is_healthy
-    assert report.notes == ("the log ends at step 29 with an error: torch.OutOfMemoryError: CUDA out of memory.",)
+    assert report.notes == (f"the log ends at step 29 with an error: {error}",)
 
 
 def test_thousand_steps_by_one_letter(log: Path) -> None:

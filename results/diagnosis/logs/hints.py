@@ -3,8 +3,10 @@
 import re
 
 _INT = r"(\d{1,3}(?:,\d{3})+|\d+)(?![.\w])"
-_IS = r"['\"]?(?:\W{1,6}| \.{6,} )"
-_FALSE = r"(?:false|none|no|0)\b"
+_IS = r"['\"]?(?:\W{1,6}| \.{6,} )(?<!-)"
+"""Not of -1, which leaves a setting open."""
+_FALSE = r"(?:(?:false|none|null|no|off|0)\b|''|\"\")"
+_IS_SET = rf"(?!\W{{1,4}}{_FALSE})"
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
 
 MAX_DIGITS = 15
@@ -32,11 +34,11 @@ _PRETRAINED = (
     r"(?:from_pretrained|loading weights file|checkpoint weights were used"
     r"|(?<!not )pre-?trained(?!\w*[_ ]tokenizer)|init_from\W+gpt2"
     r"|model[_ ]name(?:_or_path)?\W{1,5}(?:[\w-]+/)?gpt-?2|fine-?tun(?:e|ed|ing)(?![a-z])"
-    r"|base_?model\W|\bunsloth\b|\bq?lora\b(?!\W{1,4}(?:false|none|no|0)\b)|\badapters?\b)"
+    rf"|base_?model\b|\bunsloth\b|\bq?lora\b|\badapters?\b){_IS_SET}"
 )
 _RESUMED = (
-    rf"\b(?:resum(?:ed?|ing)\b(?!\w*\W{{1,4}}{_FALSE})"
-    r"|continu(?:e|ing) from|restored? from|load(?:ed|ing) checkpoint(?! shards))"
+    r"\b(?:(?<!not )(?<!to )resum(?:ed?|ing)\b|continu(?:e|ing) from|restored? from"
+    rf"|load(?:ed|ing) checkpoint(?! shards)){_IS_SET}"
 )
 _GPT2 = r"(?<![a-z])gpt-?2(?![a-z\d])(?![-_ ]?(?:tokenizer|bpe|vocab|search))"
 _HINTS = tuple(

@@ -40,9 +40,9 @@ _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
 _LOSS = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?"
-    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:[ _/]([a-z]+))?"
-    rb"(?: \((?:curr|current|avg|mean)\))?%b(%b)" % (_ASSIGN, _NUMBER),
+    rb"(?:(?<![^\W_])([a-z]+)[ _/.:-]{1,2})?"
+    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?"
+    rb"(?: \(curr\))?%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
 )
 _LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
@@ -56,7 +56,7 @@ _PERPLEXITY = re.compile(
 )
 _BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _OF_EVALUATION = re.compile(
-    rb"(?<![\w/.-])(?:validation|valid|val|eval(?:uation)?)(?:\s*[])|:>-]+\s*(?![\d.n])"
+    rb"(?<![\w/.-])(?:validat(?:ion|e|ing)|valid|val|eval(?:uat(?:ion|ed|ing))?)(?:\s*[])|:>-]+\s*(?![\d.n])"
     rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)",
     re.I,
 )
@@ -99,9 +99,10 @@ _COMPOUND = re.compile(
     re.I,
 )
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
+_CLOCK = re.compile(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])", re.I)
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
 _EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
-_TIME_STAMP = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
+_TIME_STAMP = re.compile(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
@@ -117,10 +118,12 @@ _NO_THOUSANDS = re.compile(rb"(?<![\d.,])(?<!\d:)(?:0,\d+|\d+,(?!\d{3}(?!\d))\d+
 _SEPARATOR = re.compile(rb"(?<=\d)[.,](?=\d)")
 _SWAPPED = {b".": b",", b",": b"."}
 
-VAL_WORDS = frozenset(b"val valid validation eval evaluation test dev heldout va vld tel".split())
-_TRAIN_WORDS = frozenset((b"train", b"training", b"lm", b"ce", b"xent", b"batch", b"step", b"mean", b"avg", b"average"))
+VAL_WORDS = frozenset(b"val valid validation validate eval evaluation test dev held heldout holdout va vld tel".split())
+_TRAIN_WORDS = frozenset(b"train training lm ce xent batch step mean avg average curr current".split())
+_KNOWN_WORDS = VAL_WORDS | _TRAIN_WORDS | {b"loss", b"total"}
 OTHER_WORDS = frozenset(
-    b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance router reg target"
+    b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance balancing router reg"
+    b" target"
     b" expected patience delta improved".split()
 )
 LOSS_NAMES = ("train_loss", "val_loss", "train_perplexity", "val_perplexity", "train_bits", "val_bits")
@@ -281,14 +284,18 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, "val_loss", megatron_val, 2, line)
         return
     unnamed = None
-    for match in _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ():
+    losses = _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ()
+    # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
+    for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
-        word_before = line[max(0, match.start() - 12) : match.start()].rstrip(b" _").rpartition(b" ")[2].lower()
-        if not OTHER_WORDS.isdisjoint((word_before, before, after)):
+        near = line[max(0, match.start() - 12) : match.start()].replace(b"_", b" ")
+        word_before = near.rstrip(b" -").rpartition(b" ")[2].lower()
+        words = {word_before, before, after}
+        if words & OTHER_WORDS:
             continue
-        if before in VAL_WORDS or after in VAL_WORDS:
+        if words & VAL_WORDS:
             name = "val_loss"
-        elif before in _TRAIN_WORDS or after in _TRAIN_WORDS or after in (b"", b"is", b"was"):
+        elif words & _TRAIN_WORDS or after in (b"", b"is", b"was"):
             name = "train_loss"
         else:
             continue
@@ -296,7 +303,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, name, match, 3, line)
         if first and _IN_BITS.match(line, match.end()):
             setattr(row, name, getattr(row, name) * math.log(2))
-        unnamed = match.start() if not before + after else unnamed
+        unnamed = match.start(3) if not after and before not in _TRAIN_WORDS else unnamed
     for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity", b"bp", b"its") else ():
         side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
         _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
@@ -332,6 +339,7 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 def _read_times(row: LogRow, line: bytes) -> None:
     line = _COMPOUND.sub(_in_seconds, line)
+    line = _CLOCK.sub(_in_seconds, line) if _has(line, b"lapsed", b"all") else line
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
     if with_unit := _STEP_TIME_UNIT.search(line):
@@ -350,12 +358,12 @@ def _read_times(row: LogRow, line: bytes) -> None:
     if stamp := _TIME_STAMP.search(line[:80]):
         # What is of no calendar is a version or an identifier.
         with suppress(ValueError):
-            row.stamp_s = (datetime.fromisoformat(stamp[0].decode()) - datetime.min).total_seconds()
+            row.stamp_s = (datetime.fromisoformat(stamp[0].decode().replace("/", "-")) - datetime.min).total_seconds()
 
 
 def _in_seconds(match: re.Match[bytes]) -> bytes:
-    hours, minutes, seconds = (_float(part or b"0") for part in match.groups())
-    return b"%.2fs" % (3600 * hours + 60 * minutes + seconds)
+    *before, hours, minutes, seconds = match.groups(b"0")
+    return b"%b%.2fs" % (b"".join(before), 3600 * _float(hours) + 60 * _float(minutes) + _float(seconds))
 
 
 def _scaled(match: re.Match[bytes]) -> float | None:

@@ -47,7 +47,9 @@ def json_line(line: bytes) -> LogRow | None:
         values = json.loads(line[start:])
     except (ValueError, RecursionError):
         return None
-    return row_of(values) if isinstance(values, dict) else None
+    row = row_of(values) if isinstance(values, dict) else None
+    # A rate alone is of the configuration.
+    return row if row and (row.step is not None or row.has_loss) else None
 
 
 def _announced(document: dict[str, Any]) -> dict[str, str]:
@@ -85,6 +87,9 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
     skipped, delimiter, columns = header
     lines = [line for line in text.splitlines()[skipped + 1 :] if line.strip()]
     table = [cells for line in lines if not _MARKDOWN_RULE.fullmatch(line) and (cells := _cells(line, delimiter))]
+    if delimiter == _COLUMN_GAP:
+        # As pandas prints a table: its rows begin with a number that the header does not name.
+        table = [cells[len(cells) == len(columns) + 1 :] for cells in table]
     numbers = [cell for cells in table for cell in cells if cell[:1].isdigit()]
     if not any("." in cell for cell in numbers):
         # Half of the world writes 3,21: where no point is in sight, a comma is one. Of a step it is thousands.

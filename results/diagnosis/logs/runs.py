@@ -4,6 +4,7 @@ short, restarts and runs told apart."""
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import compress, pairwise
 
 from results.diagnosis.logs.lines import LogRow
 from results.diagnosis.trace import Unit
@@ -71,6 +72,25 @@ def drop_cut_numbers(rows: list[LogRow]) -> None:
         if 2 * len(at_end) < len(having):
             for row in at_end:
                 setattr(row, name, None)
+
+
+def drop_placeholders(rows: Sequence[LogRow]) -> None:
+    """Forget the validation losses of NaN, 0 or -1 that stand for none in the rows between evaluations.
+
+    And the training losses of NaN that stand for none in the evaluations' own rows.
+    """
+    having = [row for row in rows if row.val_loss is not None]
+    empty = [row.val_loss in (0, -1) or row.val_loss != row.val_loss for row in having]
+    # What is lost for good does not come back, and comes at evaluations alone.
+    comes_back = sum(before and not after for before, after in pairwise(empty))
+    if comes_back >= 2 and 2 * sum(empty) > len(empty):
+        for row in compress(having, empty):
+            row.val_loss = None
+    trained = [row for row in rows if row.train_loss is not None]
+    lost = [row for row in trained if row.train_loss != row.train_loss]
+    if len(lost) < len(trained) and all(row.val_loss is not None and math.isfinite(row.val_loss) for row in lost):
+        for row in lost:
+            row.train_loss = None
 
 
 def number_rows(rows: list[LogRow], total_steps: int | None, announced: Mapping[str, str], notes: list[str]) -> Unit:

@@ -23,7 +23,16 @@ from results.diagnosis.logs.lines import (
     with_decimal_points,
 )
 from results.diagnosis.logs.log_documents import json_line, json_rows, table_header, table_rows
-from results.diagnosis.logs.runs import drop_carried, drop_cut_numbers, in_nats, is_same, number_rows, runs_of, step_of
+from results.diagnosis.logs.runs import (
+    drop_carried,
+    drop_cut_numbers,
+    drop_placeholders,
+    in_nats,
+    is_same,
+    number_rows,
+    runs_of,
+    step_of,
+)
 from results.diagnosis.logs.speed import step_times
 from results.diagnosis.trace import RunTrace, Unit
 from results.study.paths import shown
@@ -57,10 +66,12 @@ _OWN = ("line", "run", "step", "is_bar", "iteration", "after_restart", "at_line_
 _MERGED = [field.name for field in fields(LogRow) if field.name not in _OWN]
 _REPEATS = re.compile(rb"\s*wandb:")
 """W&B's summary at the end: the last values once more, rounded."""
+_SECOND_RUN = "after the run's last line another one begins, whose rows name no steps: it was not read"
 _ERROR = re.compile(
-    rb"[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?<=\W)|\s*$)|.{0,60}(?:\bKilled\b|Segmentation fault)"
+    rb"(?:\[rank\d+\]: *)?[\w.]*(?:Error|Exception|Interrupt)(?::.{0,120}(?!\w)|\s*$)"
+    rb"|.{0,60}(?:\bKilled\b|Segmentation fault|\(core dumped\))|slurmstepd: error: .{0,120}"
 )
-_TROUBLE = re.compile(rb"Error|Exception|Interrupt|Killed|Segmentation")
+_TROUBLE = re.compile(rb"Error|Exception|Interrupt|Killed|Segmentation|dumped|slurmstepd")
 
 
 def read_training_log(path: Path) -> RunTrace:
@@ -217,8 +228,12 @@ class _Reader:
         is_cleared, self._is_cleared = self._is_cleared, line.isspace() and len(line) > 10
         step = self._heading if line[:1] in b" \t" else None
         row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
-        if row is None or _REPEATS.match(line) or (self._is_over and row.step is None):
+        if row is None:
             self._read_other(line)
+            return
+        if _REPEATS.match(line) or (self._is_over and row.step is None):
+            if row.learning_rate is not None and _SECOND_RUN not in self.notes:
+                self.notes.append(_SECOND_RUN)
             return
         self._is_over = False
         is_bar = row.is_bar and not row.has_loss
@@ -271,7 +286,10 @@ class _Reader:
                 row.step = 0
         if row.step is None:
             # "val loss 3.29" on a line of its own, or a Trainer's between its bars, belongs to the step before it.
-            row.step = self._last_step
+            row.step, before = self._last_step, self._open_row
+            if before and before.step == row.step is not None and row.epoch is None and before.train_loss is not None:
+                # "saved checkpoint-10 loss=0.5" says no other loss than the step's own line.
+                row.train_loss = None
         self._last_step = row.step
         row.epoch = self._epoch if row.epoch is None else row.epoch
         self._merge(row)
@@ -281,6 +299,7 @@ class _Reader:
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
         drop_cut_numbers(rows)
+        drop_placeholders(rows)
         in_nats(rows, self.notes)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)

@@ -13,6 +13,7 @@ OVERFIT_NOISE = 4.0
 MILD_NOISE = 2.0
 ERROR_OF_1024, GAP_ERRORS = 0.13, 4
 """A loss's standard error on 1,024 held-out tokens, in nats, and how many of them a gap is more than chance by."""
+EARLY_FRAC, FAR_NATS = 0.1, 1.0
 UNSTABLE = {"divergence", "collapse", "nonfinite", "learning_rate_jump", "spike"}
 
 
@@ -22,19 +23,23 @@ def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosi
     rising = _rising_validation(run)
     if rising and is_known and rising.kind == "divergence":
         rising = None
-    yield from filter(None, (rising, _scaled(run) or _same(run) or _gap(run), None if is_known else _eval_noise(run)))
+    yield from filter(
+        None,
+        (rising, _scaled(run) or _same(run) or _gap(run) or _far_above(run), None if is_known else _eval_noise(run)),
+    )
 
 
 def _rising_validation(run: RunView) -> Diagnosis | None:
     """Judge a validation loss that rises while the training loss falls; when both rise the run is unstable."""
     val = run.val
-    if len(val) < 4:
+    if len(val) < 3:
         return None
     best = val.values.index(min(val.values))
     tail = val.values[best + 1 :]
     if len(tail) < 2 or val.steps[-1] - val.steps[best] < 0.1 * (val.steps[-1] - val.steps[0]):
         return None
-    final = statistics.median(val.values[-min(3, len(tail)) :])
+    is_steady = all(a < b for a, b in pairwise(val.values[best:]))
+    final = tail[-1] if is_steady else statistics.median(val.values[-min(3, len(tail)) :])
     rise = final - val.values[best]
     noise = noise_sd(val.values)
     if len(val) < 8 and len(run.train) >= 2 * len(val):
@@ -172,6 +177,27 @@ def _gap(run: RunView) -> Diagnosis | None:
         next_step="look for validation text inside the training text (make audit), a training loss that is a sum over "
         "micro-batches, a high dropout, or easier validation text",
         steps=(steps[0], steps[-1]),
+    )
+
+
+def _far_above(run: RunView) -> Diagnosis | None:
+    """Judge a validation loss far above the training loss from the first evaluation on, too early for overfitting."""
+    val, first = run.val, run.trace.steps[0]
+    if not run.train.steps or len(val) < 3 or val.steps[0] - first > EARLY_FRAC * (run.last_step - first):
+        return None
+    levels = [_train_level(run, step) or 0.0 for step in val.steps]
+    gap = min(value - level for value, level in zip(val.values, levels, strict=True))
+    if gap < max(FAR_NATS, 0.3 * levels[0]):
+        return None
+    return Diagnosis(
+        kind="train_val_gap",
+        confidence=0.65,
+        summary=f"the validation loss lies {gap:.2f} nats/token and more above the training loss, at the first "
+        "evaluation too, which is too early for overfitting: the two are not measured alike",
+        evidence=f"training {levels[0]:.3f}, validation {val.values[0]:.3f} at {run.unit} {val.steps[0]}",
+        next_step="check whether the validation text is of the kind of the training text, has the same tokenizer and "
+        "the same labels left out, and whether its loss is a mean over tokens of the weights that are trained",
+        steps=(val.steps[0], val.steps[-1]),
     )
 
 

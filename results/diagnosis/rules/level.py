@@ -49,6 +49,11 @@ def _nonfinite(run: RunView) -> Diagnosis | None:
         if stays:
             summary = f"the {name} is {value:g} from {run.unit} {first} on"
             next_step = f"no later row means anything: {calmer(run)}, and bf16 or fp32 in place of fp16"
+        if column == "val_loss" and run.train.between(first + 1, run.last_step):
+            next_step = (
+                "the training loss stays finite, so the evaluation is at fault: look for held-out batches without a "
+                "scored token (a mean over nothing is NaN), and evaluate in bf16 or fp32"
+            )
         return Diagnosis(
             kind="nonfinite",
             confidence=0.97 if stays else 0.7,

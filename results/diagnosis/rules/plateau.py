@@ -25,6 +25,7 @@ HIGH_AT_ONCE = 2e-3
 """Without a warm-up."""
 TOO_LOW_FINE, TOO_HIGH_FINE = 2e-6, 1e-3
 NEGLIGIBLE_LR = 5e-7
+POLICY_NATS = 0.1
 MIN_STEPS = 150
 SETTLED_FRAC = 0.2
 """Of the whole fall, in the record's second half: a run that learns falls by more."""
@@ -87,7 +88,8 @@ def _negligible_rate(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     if not third or not rate or rate > NEGLIGIBLE_LR or any("learning_rate" in one.kind for one in others):
         return None
     first, last = statistics.fmean(values[:third]), statistics.fmean(values[-third:])
-    if abs(first - last) > 0.03:
+    # A policy's loss stays near 0 however well it learns, and at such rates it does.
+    if abs(first - last) > 0.03 or abs(statistics.median(values)) < POLICY_NATS:
         return None
     return Diagnosis(
         kind="plateau",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from results.diagnosis.findings import Diagnosis
-from results.diagnosis.run_view import RunView
+from results.diagnosis.run_view import HIGHEST_START_NATS, RunView
 
 PRETRAINED_NATS = (3, 5)
 """What GPT-2 (124M) pays for a token of English prose it was not tuned on; code and other languages stay below 6."""
@@ -137,8 +137,7 @@ def worse_than_uniform(run: RunView) -> bool:
     """Whether a loss starts higher than guessing all tokens alike."""
     if is_ruinous(run) and not run.is_initial:
         return False
-    # Vocabularies reach 256,000 (12.45 nats) where the log does not name its own.
-    limit = run.uniform_loss + 0.4 if run.vocab_is_known else max(run.uniform_loss, 12.5) + 0.6
+    limit = run.uniform_loss + 0.4 if run.vocab_is_known else max(run.uniform_loss + 0.6, HIGHEST_START_NATS)
     return run.starts_at_start and _highest_start(run) > limit
 
 

@@ -9,7 +9,7 @@ from itertools import accumulate, groupby, pairwise
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
-from results.words import duration_words
+from results.words import duration_words, value_words
 from trainable.stability import StabilityRules
 
 RULES = StabilityRules()
@@ -18,6 +18,8 @@ SLOW_FRAC = 0.15
 SLOW_S = 60.0
 """A shorter slow stretch is other work on the machine."""
 STALL_S = 60.0
+LOST_FRAC = 0.05
+"""Rows at the end without a loss have lost it where they are an interval between losses, and this share, and more."""
 SMOOTH_PLACES = 50
 """In half a smoothing window, at most."""
 
@@ -126,8 +128,9 @@ def _slow(run: RunView, windows: _Windows, first: int, last: int, before_s: floa
     return Diagnosis(
         kind="slow",
         confidence=0.9 if to_end else 0.8,
-        summary=f"training slows from {1 / before_s:.2f} to {1 / inside_s:.2f} steps/s at about step {step}{until}",
-        evidence=f"{before_s:.3g} s a step before, {inside_s:.3g} s after, in windows between logged times{printed}",
+        summary=f"training slows {_speeds_words(1 / before_s, 1 / inside_s)} at about step {step}{until}",
+        evidence=f"{value_words(before_s)} s a step before, {value_words(inside_s)} s after, in windows between logged "
+        f"times{printed}",
         next_step="check what changed on the machine at that step: memory pressure and swap, heat, another process, a "
         "growing list of logged tensors, longer sequences; compare memory in use before and after",
         steps=(step, end),
@@ -150,21 +153,24 @@ def _stall(run: RunView, windows: _Windows, costs: list[tuple[float, int]], usua
         confidence=0.8,
         summary=f"{said} of {least}about {about} between step {first} and {windows.ends[index]}; "
         "before and after the speed is the same",
-        evidence=f"{usual_s:.3g} s a step elsewhere, {windows.times_s[index]:.3g} s in that window{_printed(run)}",
+        evidence=f"{value_words(usual_s)} s a step elsewhere, {value_words(windows.times_s[index])} s in that window"
+        f"{_printed(run)}",
         next_step="nothing is wrong with the training: the machine slept, was busy or wrote a checkpoint. "
         "Do not read the mean speed since the start",
         steps=(first, windows.ends[index]),
     )
 
 
+def _speeds_words(*steps_per_s: float) -> str:
+    before, after = (f"{speed:.2f}" if speed >= 0.1 else f"{speed:.2g}" for speed in steps_per_s)
+    return f"from {before} to {after} steps/s"
+
+
 def _printed(run: RunView) -> str:
     _, printed = run.trace.series("printed_steps_per_s")
     if len(printed) < 2 or run.trace.announced.get("printed_speed") != "mean":
         return ""
-    return (
-        f"; the printed {max(printed[1:]):.2f} to {printed[-1]:.2f} steps/s are means since the start, which "
-        "include every pause"
-    )
+    return f"; the printed means since the start, {_speeds_words(max(printed[1:]), printed[-1])}, include every pause"
 
 
 def missing_rows(run: RunView) -> str | None:
@@ -172,8 +178,17 @@ def missing_rows(run: RunView) -> str | None:
     total, error = run.trace.total_steps, run.trace.announced.get("error")
     if error:
         return f"the log ends at {run.unit} {run.last_step} with an error: {error}"
-    if not run.trace.series("train_loss")[0] and not run.trace.series("val_loss")[0]:
+    losses = sorted({step for column in ("train_loss", "val_loss") for step in run.trace.series(column)[0]})
+    if not losses:
         return "no loss was read from it: only what its lines say of time, rates and norms"
+    if (
+        run.last_step - losses[-1]
+        > max([b - a for a, b in pairwise(losses)], default=math.inf) + LOST_FRAC * losses[-1]
+    ):
+        return (
+            f"the losses end at {run.unit} {losses[-1]}, and the rows go on to {run.last_step}: a loss that is not "
+            "finite may be written as nothing"
+        )
     if run.trace.origin != "log" or total is None:
         return None
     steps, evaluations = run.trace.steps[-20:], run.val.steps[-20:]

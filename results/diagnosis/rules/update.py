@@ -220,6 +220,17 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
     said += [f"learning rate {rate:.2e}"] if rate is not None else []
     said += [f"gradient norm {norm:.3g}"] if norm is not None else []
     said += [f"precision {precision}"] if precision else []
+    if losses is run.val and falls_since(run, tail.steps[0]):
+        return Diagnosis(
+            kind="validation_stands_still",
+            confidence=0.9,
+            summary=f"the validation loss repeats to the last digit from {run.unit} {tail.steps[0]} on while the "
+            "training loss falls: other weights are evaluated than those that are trained",
+            evidence=said[0],
+            next_step="check whether the evaluation has the model that is trained, and no copy made before it, no "
+            "average that is never updated, no adapters switched off; and whether its loss is computed anew each time",
+            steps=(tail.steps[0], tail.steps[-1]),
+        )
     return Diagnosis(
         kind="precision_stall",
         confidence=0.9 if named else 0.75 if is_low or norm is not None else 0.6,

@@ -20,8 +20,6 @@ ENDINGS_DRAWN: Mapping[str, Row] = {
     "interrupted": {"color": "@running", "symbol": "triangle-right", "size": 9},
 }
 """Every ending has its own symbol too, for readers who cannot tell the colours apart."""
-BASELINE: Row = {"name": "baseline", "color": "@baseline", "symbol": "diamond", "size": 13}
-BEST: Row = {"name": "best", "color": "@winner", "symbol": "star", "size": 16}
 
 
 def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
@@ -35,17 +33,14 @@ def by_role(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
 
 def baseline_and_best(trials: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
     """Yield the baseline, then the best where that is another trial; a look's name is that of a legend."""
-    best = [trial for trial in trials if trial["is_best"] and not trial["is_baseline"]]
-    for look, those in ((BASELINE, [trial for trial in trials if trial["is_baseline"]]), (BEST, best)):
-        if those:
-            yield {**look, "name": _named(look, those[0])}, those
-
-
-def _named(look: Row, trial: Row) -> str:
-    """Return the baseline's or the best's name in a legend, with the trial's number."""
-    if trial["is_baseline"]:
-        return "baseline (best)" if trial["is_best"] else "baseline"
-    return f"{look['name']} (trial {trial['trial_id']})"
+    for trial in trials:
+        if trial["is_baseline"]:
+            name = "baseline (best)" if trial["is_best"] else "baseline"
+            yield {"name": name, "color": "@baseline", "symbol": "diamond", "size": 13}, [trial]
+    for trial in trials:
+        if trial["is_best"] and not trial["is_baseline"]:
+            name = f"best (trial {trial['trial_id']})"
+            yield {"name": name, "color": "@winner", "symbol": "star", "size": 16}, [trial]
 
 
 def loss_ceiling(facts: Row, losses: Sequence[float]) -> float:
