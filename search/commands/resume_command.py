@@ -28,6 +28,7 @@ from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
+from trainable.config import config_from
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
@@ -111,6 +112,8 @@ def _resume(
     ended = sum(row["status"] in ENDINGS for row in rows)
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else []
     planned = len(configs) or space.trials
+    if space.searcher == "grid":
+        planned = len(rows) + len(space.grid_points(map(config_from, rows)))
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     changed: dict[str, Any] = {}
