@@ -39,7 +39,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
-    _check_same(study, document, settings, options)
+    _check_same(study, document, space, settings, options)
     if _asks_for_more(study, document, options):
         # What the study was to confirm is its own: the longer one confirms what is asked for now.
         confirm = confirm_at_end(None, options, ())
@@ -70,8 +70,10 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
         )
 
 
-def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:
-    learned = read_warm_start(study)
+def _check_same(
+    study: Study, document: dict[str, Any], space: SearchSpace, settings: Settings, options: Options
+) -> None:
+    learned = read_warm_start(study, space)
     found = differences(document, settings, options, warm_start=learned.source if learned else None)
     if found:
         raise UserError(
