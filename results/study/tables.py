@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from results.study.atomic import write_atomic
 from results.study.paths import shown
 from results.study.planned_run import Row
-from trainable.config import TrialConfig, config_from
+from spaces.warmup import WARMUP_FRAC
+from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError, reason
 from trainable.regular_files import MAX_FILE_BYTES, file_type, read_regular
 from trainable.rows import MetricsRow, Purpose, StepColumns, StepRow, TrialStatus
@@ -242,7 +243,7 @@ def _fault_of_trials(rows: Sequence[Row]) -> str | None:
         except UserError as refusal:
             return f"trial {row['trial_id']}: {refusal}"
         if row["point"] is not None and not _is_point(row["point"]):
-            return f"trial {row['trial_id']} has a point that is not a JSON object of single values"
+            return f"trial {row['trial_id']} has a point that is not a JSON object of hyperparameters"
     if len({row["trial_id"] for row in rows}) < len(rows):
         return "two rows have the same trial_id"
     return "two rows are the baseline" if sum(row["is_baseline"] for row in rows) > 1 else None
@@ -253,7 +254,10 @@ def _is_point(text: str) -> bool:
         point = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return isinstance(point, dict) and not any(isinstance(value, (dict, list)) for value in point.values())
+    known = {*HYPERPARAMETERS, WARMUP_FRAC}
+    return isinstance(point, dict) and not any(
+        name not in known or isinstance(value, (dict, list)) for name, value in point.items()
+    )
 
 
 def read_rows_or_previous(path: Path, schema: Any) -> tuple[list[Row], str | None]:

@@ -309,6 +309,7 @@ class SamplerView:
     """The parameters as the sampler sees them: a choice of numbers is an ordered range of indices."""
 
     def __init__(self, parameters: Sequence[SearchParameter]) -> None:
+        self._domains = {one.name: one.domain for one in parameters}
         # A choice that a condition refers to keeps its values.
         parents = {one.condition.parent for one in parameters if one.condition is not None}
         self._places = {
@@ -327,11 +328,11 @@ class SamplerView:
 
     def encoded(self, point: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return a point of the space as the sampler's; None if it lies outside the searched ranges."""
-        coded = {
+        if not all(name in self._domains and self._domains[name].contains(value) for name, value in point.items()):
+            return None
+        return {
             name: self._places[name].index(value) if name in self._places else value for name, value in point.items()
         }
-        domains = {one.name: one.domain for one in self.parameters}
-        return coded if all(domains[name].contains(value) for name, value in coded.items()) else None
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

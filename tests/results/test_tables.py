@@ -266,6 +266,16 @@ def test_a_damaged_table_gives_way_to_its_previous_copy(
     assert read_rows(previous_path(path), TRIALS) == first
 
 
+@pytest.mark.parametrize("point", ["{", "[]", '{"batch": 2}', '{"batch_size": [2]}', '{"warmup_frac": {}}'])
+def test_a_point_of_anything_but_hyperparameters_is_refused(tmp_path: Path, make_trial: MakeTrial, point: str) -> None:
+    path = tmp_path / "trials.parquet"
+    write_table(path, [make_trial(0, point='{"batch_size": 2, "warmup_frac": 0.1}')], TRIALS)
+    assert read_rows(path, TRIALS)
+    write_table(path, [make_trial(0, point=point)], TRIALS)
+    with pytest.raises(UserError, match="trial 0 has a point that is not a JSON object of hyperparameters"):
+        read_rows(path, TRIALS)
+
+
 def test_without_a_whole_copy_the_damaged_table_stays_where_it_is(tmp_path: Path, make_trial: MakeTrial) -> None:
     path = tmp_path / "trials.parquet"
     with pytest.raises(UserError, match="there is no such table"):
