@@ -265,7 +265,9 @@ class StudyExistsError(UserError):
 
 def study_exists(name: str) -> StudyExistsError:
     """Return the error for a new study under a name that is taken."""
-    going_on = dict.fromkeys(RESUMED_KINDS, f"make resume STUDY={name}") | {"attribute": "the same make attribute again"}
+    going_on = dict.fromkeys(RESUMED_KINDS, f"make resume STUDY={name}") | {
+        "attribute": "the same make attribute again"
+    }
     command = going_on.get(_kind(Study(studies_dir() / name)) or "")
     remedy = f"Go on with it: {command}; or choose" if command else "Choose"
     return StudyExistsError(f"study {name} exists. {remedy} another STUDY= name.")

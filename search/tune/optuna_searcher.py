@@ -138,7 +138,7 @@ class SpaceSearcher(TrialSearcher):
         )
         self._is_grid = space.searcher == "grid"
         self._cells = space.grid_points(trial.config for trial in log.trials) if self._is_grid else []
-        # A study of an older version may hold runs of a grid that are the same; the cells that are left run nevertheless.
+        # A study of an older version may have run a cell of a grid twice; those that are left run nevertheless.
         self._most_trials = len(log.trials) + len(self._cells) if self._is_grid else space.trials
         ended = sum(trial.ended for trial in log.trials)
         super().__init__(log, space.milestones, trials_left=self._most_trials - ended)

@@ -364,7 +364,7 @@ def test_an_attribution_that_another_command_has_just_begun_is_gone_on_with_by_t
     studies: Path, make_document: MakeDocument
 ) -> None:
     create_study("one", make_document("one", kind="attribute"))
-    with pytest.raises(UserError, match="study one exists. Go on with it: the same make attribute again; or choose"):
+    with pytest.raises(UserError, match=r"exists\. Go on with it: the same make attribute again; or choose"):
         create_study("one", make_document("one", kind="attribute"))
 
 

@@ -296,7 +296,8 @@ def test_a_study_that_is_lost_as_soon_as_it_appears_has_its_warm_start(
     place: str, plan_of: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of("STUDY=one", f"STORAGE={tmp_path / 'storage'}")
-    assert (space := plan.space) is not None
+    space = plan.space
+    assert space is not None
     point = space.baseline_params()
     told = KnownTrial(trial_id=-1, config=DOCUMENTED, point=point, status="completed", val_loss=5.0)
     warm_start = WarmStart(source="earlier", told=[told], first_points=[point])

@@ -132,7 +132,9 @@ def ended(status: Any, *, val_loss: float | None = 6.5) -> KnownTrial:
 @pytest.mark.parametrize("changed", [{"batch_size": 3}, {"batch_size": "4"}, {"dropout": 0.1}])
 def test_a_point_that_the_space_has_not_is_not_told(changed: dict[str, Any]) -> None:
     trial = ended("completed")
-    assert told_as(replace(trial, point={**(trial.point or {}), **changed}), SamplerView(make_space().parameters)) is None
+    assert (
+        told_as(replace(trial, point={**(trial.point or {}), **changed}), SamplerView(make_space().parameters)) is None
+    )
 
 
 def test_a_completed_trial_is_told_its_loss() -> None:
