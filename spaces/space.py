@@ -1,6 +1,6 @@
 """SearchSpace: the searched parameters, the baseline and the budget of a study, checked together. It reads no file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -154,8 +154,8 @@ class SearchSpace:
         names = [parameter.name for parameter in self.parameters]
         return {n: self.baseline_warmup_frac if n == WARMUP_FRAC else getattr(self.baseline, n) for n in names}
 
-    def grid_points(self) -> list[dict[str, Any]]:
-        """Return the baseline's point, then every other combination of the choices.
+    def grid_points(self, run: Iterable[TrialConfig] = ()) -> list[dict[str, Any]]:
+        """Return the baseline's point, then every other combination of the choices, without those that have `run`.
 
         Of cells whose runs would be the same, such as warm-ups of a constant rate, the first stands for all.
         """
@@ -163,6 +163,8 @@ class SearchSpace:
         cells: dict[TrialConfig, dict[str, Any]] = {}
         for cell in (self.baseline_params(), *every_point(self.parameters)):
             cells.setdefault(without_seed(self.config_for(cell)), cell)
+        for config in run:
+            cells.pop(without_seed(config), None)
         return list(cells.values())
 
     def rung_tokens(self) -> tuple[int, ...]:

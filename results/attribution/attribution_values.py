@@ -8,6 +8,7 @@ from typing import Any
 from results.attribution.design import Coalition, Setting
 from results.study.atomic import read_document, value_of, write_document
 from results.study.folder import Study
+from trainable.config import HYPERPARAMETERS
 
 ALPHA = 0.05
 """All intervals of an attribution together miss a true value with a chance of at most 5 %."""
@@ -128,6 +129,8 @@ def from_json(document: Mapping[str, Any]) -> Attribution:
         named |= {*path.order, *path.best}
         if len(path.losses) != len(path.order) + 1 or (path.order and path.share_frac is None):
             raise ValueError("its path is not whole")
+    if not {field for setting in found.settings for field in setting.fields} <= HYPERPARAMETERS.keys():
+        raise ValueError("it changes what is no hyperparameter")
     if not named <= {*range(len(found.settings))}:
         raise ValueError("it names a change that is none of its settings")
     return found

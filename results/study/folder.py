@@ -265,9 +265,12 @@ class StudyExistsError(UserError):
 
 def study_exists(name: str) -> StudyExistsError:
     """Return the error for a new study under a name that is taken."""
-    can_go_on = _kind(Study(studies_dir() / name)) in RESUMED_KINDS
-    resume = f"Go on with it: make resume STUDY={name}; or choose" if can_go_on else "Choose"
-    return StudyExistsError(f"study {name} exists. {resume} another STUDY= name.")
+    going_on = dict.fromkeys(RESUMED_KINDS, f"make resume STUDY={name}") | {
+        "attribute": "the same make attribute again"
+    }
+    command = going_on.get(_kind(Study(studies_dir() / name)) or "")
+    remedy = f"Go on with it: {command}; or choose" if command else "Choose"
+    return StudyExistsError(f"study {name} exists. {remedy} another STUDY= name.")
 
 
 def check_has_baseline(study: Study) -> None:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from results.study.atomic import write_atomic
 from results.study.paths import shown
 from results.study.planned_run import Row
-from trainable.config import TrialConfig, config_from
+from spaces.warmup import WARMUP_FRAC
+from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
 from trainable.errors import UserError, reason
 from trainable.regular_files import MAX_FILE_BYTES, file_type, read_regular
 from trainable.rows import MetricsRow, Purpose, StepColumns, StepRow, TrialStatus
@@ -142,8 +143,8 @@ def _footer_at(data: bytes) -> int:
     return len(data) - _TAIL_BYTES - int.from_bytes(data[-_TAIL_BYTES:-4], "little")
 
 
-def read_table(path: Path, schema: Any = None) -> Any:
-    """Return a Parquet file as an Arrow table.
+def read_table(path: Path, schema: Any) -> Any:
+    """Return a Parquet file's columns of `schema` as an Arrow table.
 
     Raises UserError when it is missing, damaged, not Parquet, lacks a column of `schema`, or has values that no study
     writes.
@@ -160,7 +161,7 @@ def read_table(path: Path, schema: Any = None) -> Any:
         check_guard(data)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             schema_found = file.schema_arrow
-            for wanted in schema or ():
+            for wanted in schema:
                 once = schema_found.names.count(wanted.name) == 1
                 found = schema_found.field(wanted.name).type if once else None
                 if found != wanted.type:
@@ -168,7 +169,7 @@ def read_table(path: Path, schema: Any = None) -> Any:
                         f"{shown(path)}: column '{wanted.name}' is {found or 'missing'}, not {wanted.type}: "
                         "it is not a study's table, or another version wrote it."
                     )
-            table = _unpacked(file, schema.names if schema else None)
+            table = _unpacked(file, schema.names)
     except (pa.ArrowException, OSError, ValueError) as err:
         if isinstance(err, UserError):
             raise
@@ -178,7 +179,7 @@ def read_table(path: Path, schema: Any = None) -> Any:
     return table
 
 
-def _unpacked(file: Any, names: Sequence[str] | None) -> Any:
+def _unpacked(file: Any, names: Sequence[str]) -> Any:
     """Return the columns of a Parquet file. Raises ValueError where they are larger than any study's."""
     large = f"it unpacks to more than the {MAX_FILE_BYTES >> 20} MiB of any study's table"
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -192,11 +193,10 @@ def _unpacked(file: Any, names: Sequence[str] | None) -> Any:
         size_bytes += batch.nbytes
         if size_bytes > MAX_FILE_BYTES:
             raise ValueError(large)
-    schema = file.schema_arrow
-    return pa.Table.from_batches(batches, schema if names is None else pa.schema([schema.field(n) for n in names]))
+    return pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(name) for name in names]))
 
 
-def read_rows(path: Path, schema: Any = None) -> list[Row]:
+def read_rows(path: Path, schema: Any) -> list[Row]:
     """Return the rows of a Parquet file. Raises UserError as read_table does, and for a trial that cannot be."""
     rows = _rows(read_table(path, schema))
     if schema is TRIALS and (fault := _fault_of_trials(rows)) is not None:
@@ -209,7 +209,7 @@ def _changed(path: Path, fault: str) -> UserError:
 
 
 def _fault(table: Any, schema: Any) -> str | None:
-    for column in schema or ():
+    for column in schema:
         values = table[column.name]
         if values.null_count and not column.nullable:
             return f"a row has no {column.name}"
@@ -242,7 +242,7 @@ def _fault_of_trials(rows: Sequence[Row]) -> str | None:
         except UserError as refusal:
             return f"trial {row['trial_id']}: {refusal}"
         if row["point"] is not None and not _is_point(row["point"]):
-            return f"trial {row['trial_id']} has a point that is not a JSON object of single values"
+            return f"trial {row['trial_id']} has a point that is not a JSON object of hyperparameters"
     if len({row["trial_id"] for row in rows}) < len(rows):
         return "two rows have the same trial_id"
     return "two rows are the baseline" if sum(row["is_baseline"] for row in rows) > 1 else None
@@ -253,7 +253,10 @@ def _is_point(text: str) -> bool:
         point = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return isinstance(point, dict) and not any(isinstance(value, (dict, list)) for value in point.values())
+    known = {*HYPERPARAMETERS, WARMUP_FRAC}
+    return isinstance(point, dict) and not any(
+        name not in known or isinstance(value, (dict, list)) for name, value in point.items()
+    )
 
 
 def read_rows_or_previous(path: Path, schema: Any) -> tuple[list[Row], str | None]:

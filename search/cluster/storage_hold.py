@@ -88,10 +88,10 @@ def _is_alive(pid: int) -> bool:
 
 def _document(files: Any, path: str) -> dict[str, Any] | None:
     try:
-        document: dict[str, Any] = json.loads(b"".join(blocks_of(files, path)))
-    except (OSError, ValueError):
+        document = json.loads(b"".join(blocks_of(files, path)))
+    except (OSError, ValueError, RecursionError):
         return None
-    return document
+    return document if isinstance(document, dict) else None
 
 
 def _age_s(files: Any, path: str, storage: str) -> int:

@@ -28,6 +28,7 @@ from spaces.overrides import Settings, with_overrides
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
+from trainable.config import config_from
 from trainable.errors import UserError
 from trainable.rows import ENDINGS
 
@@ -38,7 +39,7 @@ def resume_command(options: Options, terminal: Terminal) -> int:
     document = study.document()
     _check_kind(study, document)
     space, settings = planned_space(document, f"study {study.name}: study.json")
-    _check_same(study, document, settings, options)
+    _check_same(study, document, space, settings, options)
     if _asks_for_more(study, document, options):
         # What the study was to confirm is its own: the longer one confirms what is asked for now.
         confirm = confirm_at_end(None, options, ())
@@ -69,8 +70,10 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
         )
 
 
-def _check_same(study: Study, document: dict[str, Any], settings: Settings, options: Options) -> None:
-    learned = read_warm_start(study)
+def _check_same(
+    study: Study, document: dict[str, Any], space: SearchSpace, settings: Settings, options: Options
+) -> None:
+    learned = read_warm_start(study, space)
     found = differences(document, settings, options, warm_start=learned.source if learned else None)
     if found:
         raise UserError(
@@ -111,6 +114,8 @@ def _resume(
     ended = sum(row["status"] in ENDINGS for row in rows)
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else []
     planned = len(configs) or space.trials
+    if space.searcher == "grid":
+        planned = len(rows) + len(space.grid_points(map(config_from, rows)))
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     changed: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from search.terminal.console import Preparing, Terminal
 from search.terminal.signals import INTERRUPTED
 from search.terminal.summary import say_summary
 from spaces.overrides import Settings
-from trainable.errors import NothingToDoError, count_words
+from trainable.errors import MachineError, NothingToDoError, UserError, count_words
 from trainable.rows import ENDINGS
 
 
@@ -51,6 +51,10 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
             code = confirm_study(study, options.model_copy(update=asked), terminal)
         except NothingToDoError as nothing:
             terminal.warn(str(nothing))
+        except (UserError, MachineError) as error:
+            # Of the trials, which took hours, is still told what they found.
+            terminal.warn(f"error: {error}")
+            code = 2 if isinstance(error, UserError) else 1
         except KeyboardInterrupt:
             code = INTERRUPTED
     # After an interruption nobody waits for samples.

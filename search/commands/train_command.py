@@ -82,7 +82,9 @@ def train_command(options: Options, terminal: Terminal) -> int:
     check_preflight(preflight, options, terminal)
     with _memory_told(plan):
         state = _begin(plan, plan.loaded.spec)
-    study = create_study(plan.name, train_document(plan), is_chosen=options.study is not None)
+    # Of a winner's run the name is the program's own.
+    is_chosen = options is asked and options.study is not None
+    study = create_study(plan.name, train_document(plan), is_chosen=is_chosen)
     tokens_before = state.tokens_seen
     terminal.say(*_header(plan, state))
     checkpoints = RunCheckpoints(

@@ -201,7 +201,8 @@ def _of_trainer(where: str, path: Path) -> _Read:
         inside = checkpoint_folders(path)
         other = f"one of those in it, such as {inside[-1]}" if inside else "another folder"
         raise UserError(f"{where} is not a Trainer's checkpoint-N: it has no trainer_state.json. Name {other}.")
-    state = state or {}
+    history = (state or {}).get("log_history")
+    state = {name: value for name, value in (state or {}).items() if isinstance(value, int | float)}
     # In the arguments -1 means as many as the epochs take, which only the state says.
     steps = state.get("max_steps") or max(0, arguments.get("max_steps", 0)) or None
     values: dict[str, Any] = {
@@ -225,7 +226,7 @@ def _of_trainer(where: str, path: Path) -> _Read:
         optimizer = str(arguments.get("optim", "adamw"))
         left += [] if optimizer.startswith("adamw") else [f"optim {optimizer}"]
     else:
-        values |= _logged_rate(state.get("log_history"), left)
+        values |= _logged_rate(history, left)
     tokens, done = state.get("num_input_tokens_seen"), state.get("global_step")
     if tokens and done and values["batch_size"]:
         values["block_size"] = tokens // (done * values["batch_size"] * (values.get("grad_accum_steps") or 1))
@@ -240,7 +241,7 @@ def _of_adapters(settings: Mapping[str, Any], left: list[str]) -> dict[str, Any]
     left += [f"{name} {value_words(settings[name])}" for name in names if settings.get(name)]
     targets = settings.get("target_modules")
     if isinstance(targets, list):
-        targets = ",".join(sorted(targets))
+        targets = ",".join(sorted(map(str, targets)))
     elif targets != "all-linear":
         left += [f"target_modules {targets}"] if targets else []
         targets = None
@@ -255,7 +256,8 @@ def _of_adapters(settings: Mapping[str, Any], left: list[str]) -> dict[str, Any]
 
 def _logged_rate(history: Any, left: list[str]) -> dict[str, Any]:
     rows = history if isinstance(history, list) else []
-    rates = [row["learning_rate"] for row in rows if isinstance(row, dict) and "learning_rate" in row]
+    found = [row.get("learning_rate") for row in rows if isinstance(row, dict)]
+    rates = [rate for rate in found if isinstance(rate, int | float)]
     if rates and min(rates) < max(rates):
         left.append("a rate that changes, without saying by which schedule")
     return {"learning_rate": max(rates)} if rates else {}

@@ -41,7 +41,7 @@ def reopen(
     check_mirrors(options, progress, new_study=None, searches=space is not None)
     loaded = load_inputs_of(study, with_tensorboard_of(study, options), progress, joins=True)
     notes = list(_places_changed(study, document, loaded))
-    warm_start = read_warm_start(study) if space is not None else None
+    warm_start = read_warm_start(study, space) if space is not None else None
     return planned(study, document, loaded, progress, space=space, configs=configs, warm_start=warm_start, notes=notes)
 
 

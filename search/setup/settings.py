@@ -92,7 +92,9 @@ def differences(
         if value != then:
             found.append(f"{variable_of(name)} is {value}, was {'searched or not set' if then is None else then}")
     if asked.baseline is not None and asked.baseline != settings.baseline:
-        found.append(f"BASELINE is {asked.baseline[0]}, was {document['baseline']['name']}")
+        has_changed = settings.baseline is not None and settings.baseline[0] == asked.baseline[0]
+        was = "which has changed since" if has_changed else f"was {document['baseline']['name']}"
+        found.append(f"BASELINE is {asked.baseline[0]}, {was}")
     others: dict[str, tuple[Any, Any]] = {"WARM_START": (options.warm_start, warm_start)}
     if document["kind"] == "baseline":
         others |= {"COMPARE": (options.compare, settings.compare), "TRIALS": (options.trials, settings.trials)}

@@ -23,18 +23,21 @@ class Interrupts:
         self._before: list[dict[signal.Signals, Any]] = []
 
     def __enter__(self) -> "Interrupts":
-        # Under nohup SIGHUP is ignored and stays so.
-        heard = (number for number in HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
-        self._before.append({number: signal.signal(number, self._note) for number in heard})
+        # Noted before the first one is replaced: a signal may come between any two.
+        self._before.append({number: signal.getsignal(number) for number in HEARD})
+        for number, handler in self._before[-1].items():
+            # Under nohup SIGHUP is ignored and stays so.
+            if number != signal.SIGHUP or handler != signal.SIG_IGN:
+                signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        before = self._before.pop()
         # After a signal restore the outermost handlers: a library's would end the process with another code.
-        for number, handler in (self._before[0] if self.code is not None and self._before else before).items():
+        for number, handler in self._before[-1 if self.code is None else 0].items():
             signal.signal(number, handler)
+        self._before.pop()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.code = 128 + number

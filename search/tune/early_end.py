@@ -6,9 +6,10 @@ The searcher decides which trials are known when.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist, mean, median, stdev
 
-from results.study.atomic import read_document, write_document
+from results.study.atomic import read_document, value_of, write_document
 from results.study.folder import Study
 from search.tune.history import KnownTrial
 from trainable.rows import objective
@@ -101,9 +102,5 @@ def write_part_losses(study: Study, trials: Iterable[KnownTrial]) -> None:
 
 def read_part_losses(study: Study) -> Mapping[int, tuple[float, ...]]:
     """Return each completed trial's losses by part, as far as they were kept. Raises UserError for a damaged file."""
-
-    def parse(document: Mapping[str, Sequence[float]]) -> dict[int, tuple[float, ...]]:
-        return {int(number): tuple(map(float, losses)) for number, losses in document.items()}
-
-    again = f"run make resume STUDY={study.name}"
+    parse, again = partial(value_of, dict[int, tuple[float, ...]]), f"run make resume STUDY={study.name}"
     return read_document(study.path / FILE_NAME, parse, what="a study's losses by part", again=again) or {}

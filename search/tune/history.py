@@ -4,7 +4,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -208,8 +207,16 @@ def _told(trial: KnownTrial, space: SearchSpace, share: float, scale: float) -> 
     return told
 
 
-def read_warm_start(study: Study) -> WarmStart | None:
-    """Return the study's warm start, if it has one. Raises UserError when the file is damaged."""
-    as_warm_start = partial(value_of, WarmStart)
-    path = study.path / WARM_START_JSON
-    return read_document(path, as_warm_start, what="a study's warm start", again="start a new study")
+def read_warm_start(study: Study, space: SearchSpace) -> WarmStart | None:
+    """Return the warm start of a search of the space, if it has one. Raises UserError when the file is damaged."""
+
+    def parse(document: Any) -> WarmStart:
+        found = value_of(WarmStart, document)
+        domains = {one.name: one.domain for one in space.parameters}
+        for point in (*found.first_points, *(trial.point or {} for trial in found.told)):
+            is_active = active_point(space.parameters, point) == point
+            if not (is_active and all(domains[name].contains(value) for name, value in point.items())):
+                raise ValueError(f"{point} is no point of the space")
+        return found
+
+    return read_document(study.path / WARM_START_JSON, parse, what="a study's warm start", again="start a new study")

@@ -136,13 +136,17 @@ class SpaceSearcher(TrialSearcher):
             baseline=space.baseline,
             ends_early=space.ends_early,
         )
-        super().__init__(log, space.milestones, trials_left=space.trials - sum(trial.ended for trial in log.trials))
+        self._is_grid = space.searcher == "grid"
+        self._cells = space.grid_points(trial.config for trial in log.trials) if self._is_grid else []
+        # A study of an older version may have run a cell of a grid twice; those that are left run nevertheless.
+        self._most_trials = len(log.trials) + len(self._cells) if self._is_grid else space.trials
+        ended = sum(trial.ended for trial in log.trials)
+        super().__init__(log, space.milestones, trials_left=self._most_trials - ended)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._other_ids = other_ids
         self._baseline_id = next(number for number in count() if number not in other_ids)
         self._warm_start = warm_start
-        self._is_grid = space.searcher == "grid"
         baseline = space.baseline_params()
         # Another study has shown already where the good rates are.
         has_ladder = space.searcher == "tpe" and warm_start is None
@@ -152,7 +156,7 @@ class SpaceSearcher(TrialSearcher):
         self._start_count = self._ladder_count + (2 if ladder and sizes(space.parameters) else 0)
         """These, and the ladder's best rate at both ends of the sizes."""
         first_points = warm_start.first_points if warm_start else ()
-        self._decided = space.grid_points() if self._is_grid else [baseline, *ladder, *first_points]
+        self._decided = [] if self._is_grid else [baseline, *ladder, *first_points]
         # In a small study the sampler must learn before half of it is over.
         self._first_rung_lag = min(FIRST_RUNG_LAG, startup_trials(space))
 
@@ -209,24 +213,25 @@ class SpaceSearcher(TrialSearcher):
         if not all(self.log.is_settled(trial.trial_id) for trial in ended):
             return False
         # Whether a grid's cell is refused depends on the cells before it.
-        waits_for_nothing = len(before) < len(self._decided) and not self._is_grid
-        return waits_for_nothing or None not in self._known(before)
+        return len(before) < len(self._decided) or None not in self._known(before)
 
     def _propose(self) -> KnownTrial | None:
         number, before = self._before()
-        if len(before) >= self._space.trials:
+        if len(before) >= self._most_trials:
             return None
         if self._space.ends_early:
             self.log.early_end = early_end(before[:-LAG], trials=len(before), most_trials=self._space.trials)
             if self.log.early_end is not None:
                 return None
-        known = [trial for trial in self._known(before) if trial is not None]
-        if len(before) < len(self._decided):
-            point: Mapping[str, Any] | None = self._decided[len(before)]
+        point: Mapping[str, Any] | None
+        if self._is_grid:
+            point = self._cells.pop(0) if self._cells else None
+        elif len(before) < len(self._decided):
+            point = self._decided[len(before)]
         else:
-            point = None if self._is_grid else self._draw(known)
+            point = self._draw([trial for trial in self._known(before) if trial is not None])
         if point is None:
-            self.exhausted = len(before) < self._space.trials
+            self.exhausted = True
             return None
         trial = KnownTrial(trial_id=number, status="running", config=self._space.config_for(point), point=point)
         self.log.begin(trial)
@@ -304,6 +309,7 @@ class SamplerView:
     """The parameters as the sampler sees them: a choice of numbers is an ordered range of indices."""
 
     def __init__(self, parameters: Sequence[SearchParameter]) -> None:
+        self._domains = {one.name: one.domain for one in parameters}
         # A choice that a condition refers to keeps its values.
         parents = {one.condition.parent for one in parameters if one.condition is not None}
         self._places = {
@@ -322,11 +328,11 @@ class SamplerView:
 
     def encoded(self, point: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return a point of the space as the sampler's; None if it lies outside the searched ranges."""
-        coded = {
+        if not all(name in self._domains and self._domains[name].contains(value) for name, value in point.items()):
+            return None
+        return {
             name: self._places[name].index(value) if name in self._places else value for name, value in point.items()
         }
-        domains = {one.name: one.domain for one in self.parameters}
-        return coded if all(domains[name].contains(value) for name, value in coded.items()) else None
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

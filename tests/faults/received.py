@@ -113,7 +113,7 @@ def row_changed(**values: Any) -> Harm:
     """Change a trial; the table is whole."""
 
     def harm(study: Study, outside: Path) -> None:
-        rows = read_rows(study.trials_path)
+        rows = read_rows(study.trials_path, TRIALS)
         rows[1].update(values)
         write_table(study.trials_path, rows, TRIALS)
 

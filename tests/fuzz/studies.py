@@ -106,7 +106,7 @@ def odd_tables(draw: st.DrawFn, data: bytes, schema: Any, folder: Path) -> bytes
     """Return a sound table of the right columns with some values replaced, rows repeated or gone."""
     path = folder / "odd.parquet"
     path.write_bytes(data)
-    rows = read_rows(path)
+    rows = read_rows(path, schema)
     if draw(st.booleans()):
         rows = draw(st.lists(st.sampled_from(rows).map(dict), max_size=6))
     for _ in range(draw(st.integers(0, 3)) if rows else 0):

@@ -94,7 +94,7 @@ def test_changed_files_are_drawn_or_refused(
 def row_changed(table: str, index: int, **values: Any) -> Callable[[Study], None]:
     def change(study: Study) -> None:
         path = study.path / table
-        rows = read_rows(path)
+        rows = read_rows(path, TABLES[table])
         rows[index].update(values)
         write_table(path, rows, nullable(TABLES[table]))
 

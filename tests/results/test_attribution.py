@@ -574,6 +574,7 @@ def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
         (["path"], {"share_frac": None}),
         (["interactions", 0], {"second": 7}),
         (["unstable", 0], {"changes": [7]}),
+        (["settings", 0], {"fields": ["batch"]}),
     ],
 )
 def test_a_change_that_is_none_of_the_settings_is_damage(part: list[Any], changes: dict[str, Any]) -> None:
@@ -581,7 +582,7 @@ def test_a_change_that_is_none_of_the_settings_is_damage(part: list[Any], change
     losses[frozenset({1, 2})][0] = None
     document: Any = to_json(attribute(losses, changed_settings(BEFORE, DOCUMENTED)))
     reduce(getitem, part, document).update(changes)
-    with pytest.raises(ValueError, match=r"none of its settings|path is not whole"):
+    with pytest.raises(ValueError, match=r"none of its settings|path is not whole|is no hyperparameter"):
         from_json(document)
 
 

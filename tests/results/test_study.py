@@ -360,6 +360,14 @@ def test_without_a_search_or_a_baseline_there_is_no_latest(studies: Path, make_d
         open_study("latest")
 
 
+def test_an_attribution_that_another_command_has_just_begun_is_gone_on_with_by_that_command(
+    studies: Path, make_document: MakeDocument
+) -> None:
+    create_study("one", make_document("one", kind="attribute"))
+    with pytest.raises(UserError, match=r"exists\. Go on with it: the same make attribute again; or choose"):
+        create_study("one", make_document("one", kind="attribute"))
+
+
 def test_what_resume_does_not_go_on_with_is_not_said_to_be_resumed(studies: Path, make_document: MakeDocument) -> None:
     study = create_study("one", make_document("one", kind="train"))
     with pytest.raises(UserError) as caught:

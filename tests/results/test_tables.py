@@ -67,7 +67,6 @@ def test_rows_come_back_exactly(tmp_path: Path, make_trial: MakeTrial) -> None:
         make_trial(1, "running", started_at=NOON),
     ]
     write_table(tmp_path / "trials.parquet", rows, TRIALS)
-    assert read_rows(tmp_path / "trials.parquet") == rows
     assert read_rows(tmp_path / "trials.parquet", TRIALS) == rows
     assert pq.ParquetFile(tmp_path / "trials.parquet").metadata.row_group(0).column(0).compression == "ZSTD"
 
@@ -124,7 +123,7 @@ def test_a_truncated_table_is_one_line_that_names_it(tmp_path: Path, make_trial:
     write_table(path, [make_trial(0)], TRIALS)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"trials\.parquet: not a whole Parquet table") as caught:
-        read_rows(path)
+        read_rows(path, TRIALS)
     assert "\n" not in str(caught.value)
 
 
@@ -135,22 +134,21 @@ def test_damaged_pages_under_a_whole_footer_are_seen(tmp_path: Path, make_trial:
     data[4:2000] = bytes(1996)
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"trials\.parquet: not a whole Parquet table"):
-        read_rows(path)
+        read_rows(path, TRIALS)
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "trials.parquet").write_text("trial_id,val_loss\n0,4.5\n")
     with pytest.raises(UserError, match="not a whole Parquet table"):
-        read_rows(tmp_path / "trials.parquet")
+        read_rows(tmp_path / "trials.parquet", TRIALS)
     with pytest.raises(UserError, match="there is no such table"):
-        read_rows(tmp_path / "none.parquet")
+        read_rows(tmp_path / "none.parquet", TRIALS)
     with pytest.raises(UserError, match="not a whole Parquet table"):
-        read_rows(tmp_path)
+        read_rows(tmp_path, TRIALS)
 
 
 def test_anothers_columns_are_refused_by_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"trial_id": ["0"]}), tmp_path / "trials.parquet")
-    assert read_rows(tmp_path / "trials.parquet") == [{"trial_id": "0"}]
     with pytest.raises(UserError, match=r"trials\.parquet: column 'trial_id' is string, not int64"):
         read_rows(tmp_path / "trials.parquet", TRIALS)
     pq.write_table(pa.table({"trial_id": [0]}), tmp_path / "trials.parquet")
@@ -172,10 +170,10 @@ def test_no_changed_bit_passes_for_other_rows(tmp_path: Path, make_trial: MakeTr
             changed[position] ^= 1 << bit
             path.write_bytes(changed)
             if position in mark:
-                assert read_rows(path) == rows
+                assert read_rows(path, TRIALS) == rows
             else:
                 with pytest.raises(DamagedTableError, match=r"trials\.parquet: not a whole Parquet table"):
-                    read_rows(path)
+                    read_rows(path, TRIALS)
 
 
 def test_no_cut_or_overwritten_part_passes_for_other_rows(tmp_path: Path, make_trial: MakeTrial) -> None:
@@ -186,13 +184,13 @@ def test_no_cut_or_overwritten_part_passes_for_other_rows(tmp_path: Path, make_t
     for length in range(0, len(data), 7):
         path.write_bytes(data[:length])
         with pytest.raises(DamagedTableError):
-            read_rows(path)
+            read_rows(path, TRIALS)
     for _ in range(300):
         start, length = draw.randrange(len(data)), draw.choice((16, 512, 4096))
         changed = data[:start] + bytes(len(data[start : start + length])) + data[start + length :]
         path.write_bytes(changed)
         try:
-            assert read_rows(path) == rows
+            assert read_rows(path, TRIALS) == rows
         except DamagedTableError:
             assert changed != data
 
@@ -236,9 +234,9 @@ def test_the_copy_before_is_kept_and_the_first_write_has_none(tmp_path: Path, ma
     assert list(tmp_path.iterdir()) == [path]
     for count in (2, 3, 4):
         write_table(path, [make_trial(n) for n in range(count)], TRIALS)
-        assert len(read_rows(previous_path(path))) == count - 1
+        assert len(read_rows(previous_path(path), TRIALS)) == count - 1
         assert sorted(tmp_path.iterdir()) == [previous_path(path), path]
-    assert read_rows_or_previous(path, TRIALS) == (read_rows(path), None)
+    assert read_rows_or_previous(path, TRIALS) == (read_rows(path, TRIALS), None)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
@@ -264,6 +262,16 @@ def test_a_damaged_table_gives_way_to_its_previous_copy(
     assert read_rows_or_previous(path, TRIALS) == (first, None)
     write_table(path, [make_trial(5)], TRIALS)
     assert read_rows(previous_path(path), TRIALS) == first
+
+
+@pytest.mark.parametrize("point", ["{", "[]", '{"batch": 2}', '{"batch_size": [2]}', '{"warmup_frac": {}}'])
+def test_a_point_of_anything_but_hyperparameters_is_refused(tmp_path: Path, make_trial: MakeTrial, point: str) -> None:
+    path = tmp_path / "trials.parquet"
+    write_table(path, [make_trial(0, point='{"batch_size": 2, "warmup_frac": 0.1}')], TRIALS)
+    assert read_rows(path, TRIALS)
+    write_table(path, [make_trial(0, point=point)], TRIALS)
+    with pytest.raises(UserError, match="trial 0 has a point that is not a JSON object of hyperparameters"):
+        read_rows(path, TRIALS)
 
 
 def test_without_a_whole_copy_the_damaged_table_stays_where_it_is(tmp_path: Path, make_trial: MakeTrial) -> None:
@@ -320,7 +328,7 @@ def test_where_links_are_not_supported_the_table_is_written(
     path = tmp_path / "trials.parquet"
     for count in (1, 2):
         write_table(path, [make_trial(n) for n in range(count)], TRIALS)
-    assert len(read_rows(path)) == 2
+    assert len(read_rows(path, TRIALS)) == 2
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -337,10 +345,10 @@ def test_a_full_disk_leaves_the_table_and_nothing_else(
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(OSError, match="No space left"):
             write_table(path, [make_trial(0), make_trial(1)], TRIALS)
-    assert read_rows(path) == [make_trial(0)]
+    assert read_rows(path, TRIALS) == [make_trial(0)]
     assert sorted(tmp_path.iterdir()) == [previous_path(path), path]
     write_table(path, [make_trial(0), make_trial(1)], TRIALS)
-    assert read_rows(previous_path(path)) == [make_trial(0)]
+    assert read_rows(previous_path(path), TRIALS) == [make_trial(0)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
@@ -349,10 +357,10 @@ def test_reading_a_table_leaves_no_thread_that_could_abort_the_exit(tmp_path: Pa
     path = tmp_path / "table.parquet"
     pq.write_table(pa.table({"a": list(range(1000))}), path)
     script = (
-        "import os, sys, pathlib, pyarrow.parquet\n"
+        "import os, sys, pathlib, pyarrow\n"
         "from results.study.tables import read_table\n"
         "before = len(os.listdir('/proc/self/task'))\n"
-        "read_table(pathlib.Path(sys.argv[1]))\n"
+        "read_table(pathlib.Path(sys.argv[1]), pyarrow.schema([('a', pyarrow.int64())]))\n"
         "sys.exit(len(os.listdir('/proc/self/task')) - before)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0

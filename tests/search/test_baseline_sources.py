@@ -244,6 +244,23 @@ def test_without_its_arguments_a_trainers_state_still_says_something(trainer_fol
     assert read_baseline(str(folder / "trainer_state.json")).config == baseline.config
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"num_input_tokens_seen": 960, "global_step": "10"},
+        {"num_input_tokens_seen": [960], "global_step": 10},
+        {"log_history": [{"learning_rate": "fast"}, {"learning_rate": None}, {"learning_rate": 1e-3}]},
+    ],
+)
+def test_what_is_no_number_in_a_trainers_state_is_passed_over(state: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"train_batch_size": 8, "max_steps": "20", **state}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "target_modules": [1, "c_attn"]}))
+    config = read_baseline(str(tmp_path)).config
+    rate = 1e-3 if "log_history" in state else DOCUMENTED.learning_rate
+    assert (config.batch_size, config.block_size, config.learning_rate) == (8, DOCUMENTED.block_size, rate)
+    assert (config.training_steps, config.lora_targets) == (DOCUMENTED.training_steps, "1,c_attn")
+
+
 def test_a_model_that_a_trainer_saved_after_epochs_says_no_steps_and_the_warm_ups_share(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), lr_scheduler_type="cosine", warmup_steps=0.03, use_cpu=True)
     torch.save(arguments, tmp_path / "training_args.bin")

@@ -1,12 +1,22 @@
 """When a search ends before its last trial: exact numbers, and what is never decided too early."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from search.tune.early_end import early_end, expected_gain, paired_noise
+from results.study.folder import Study
+from search.tune.early_end import (
+    FILE_NAME,
+    early_end,
+    expected_gain,
+    paired_noise,
+    read_part_losses,
+    write_part_losses,
+)
 from search.tune.history import KnownTrial
 from trainable.config import TrialConfig
+from trainable.errors import UserError
 from trainable.rows import TrialStatus
 
 
@@ -74,3 +84,17 @@ def test_where_none_is_stopped_the_bad_ones_do_not_count() -> None:
     known = [trial(0, 5.0), *(noisy(number, 4.0 + 0.01 * number) for number in range(1, 5))]
     bad = [noisy(number, 6.0 + number) for number in range(5, 13)]
     assert early_end([*known, *bad], trials=18, most_trials=24) is not None
+
+
+@pytest.mark.parametrize("text", ['{"1": [NaN, 4.0]}', '{"1": ["4.0"]}', '{"one": [4.0]}', '{"1": 4.0}', "[]"])
+def test_losses_by_part_that_are_none_are_a_line(text: str, tmp_path: Path) -> None:
+    """Of NaN the search would end: no gain is compared with it."""
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(UserError, match=r"part_losses\.json: not a study's losses by part"):
+        read_part_losses(Study(tmp_path))
+
+
+def test_losses_by_part_are_kept(tmp_path: Path) -> None:
+    assert read_part_losses(Study(tmp_path)) == {}
+    write_part_losses(Study(tmp_path), [trial(1, 4.0, parts=(3.0, 4.0)), trial(2, 5.0)])
+    assert read_part_losses(Study(tmp_path)) == {1: (3.0, 4.0)}

@@ -54,6 +54,29 @@ def test_the_first_signal_is_noted_and_the_second_does_what_it_always_did() -> N
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_signal_is_heard_while_the_handlers_are_put_in_place_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, replaced = signal.getsignal(signal.SIGINT), signal.signal
+    interrupts = Interrupts()
+
+    def and_one_comes(number: int, handler: Any) -> Any:
+        earlier = replaced(number, handler)
+        if number == signal.SIGINT:
+            monkeypatch.setattr(signal, "signal", replaced)
+            os.kill(os.getpid(), signal.SIGINT if handler != before else signal.SIGTERM)
+        return earlier
+
+    monkeypatch.setattr(signal, "signal", and_one_comes)
+    with interrupts:
+        assert interrupts.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    interrupts = Interrupts()
+    with interrupts:
+        monkeypatch.setattr(signal, "signal", and_one_comes)
+    assert interrupts.code == 143
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_sigterm_has_a_code_of_its_own() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts:

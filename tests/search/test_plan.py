@@ -296,9 +296,13 @@ def test_a_path_that_ray_cannot_use_is_refused_before_the_text_is_tokenized(
 def test_a_study_that_is_lost_as_soon_as_it_appears_has_its_warm_start(
     place: str, plan_of: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = KnownTrial(trial_id=-1, config=DOCUMENTED, point={"learning_rate": 1e-3}, status="completed", val_loss=5.0)
-    warm_start = WarmStart(source="earlier", told=[told], first_points=[{"learning_rate": 1e-3}])
-    plan = replace(plan_of("STUDY=one", f"STORAGE={tmp_path / 'storage'}"), warm_start=warm_start)
+    plan = plan_of("STUDY=one", f"STORAGE={tmp_path / 'storage'}")
+    space = plan.space
+    assert space is not None
+    point = space.baseline_params()
+    told = KnownTrial(trial_id=-1, config=DOCUMENTED, point=point, status="completed", val_loss=5.0)
+    warm_start = WarmStart(source="earlier", told=[told], first_points=[point])
+    plan = replace(plan, warm_start=warm_start)
 
     def killed(study: Study) -> NoReturn:
         raise KeyboardInterrupt(study.name)
@@ -309,7 +313,7 @@ def test_a_study_that_is_lost_as_soon_as_it_appears_has_its_warm_start(
     if place == "in the storage":
         monkeypatch.setenv("STUDIES_DIR", str(tmp_path / "another machine"))
         fetch_study("one", str(tmp_path / "storage"))
-    assert read_warm_start(find_study("one") or plan.study) == warm_start
+    assert read_warm_start(find_study("one") or plan.study, space) == warm_start
 
 
 def test_rules_that_were_edited_in_a_study_are_refused_before_anything_is_loaded() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from search.terminal.console import Preparing, Terminal
 from trainable import sampling
 from trainable.checkpoint.checkpoint import checkpoint_payload
 from trainable.checkpoint.checkpoint_store import CheckpointStore
-from trainable.errors import UserError
+from trainable.errors import MachineError, UserError
 from trainable.run import load_run_model, start_run
 
 SAID = "continuing the sample prompt ..."
@@ -237,6 +238,19 @@ def test_a_disk_without_room_for_the_report_is_a_line_after_which_the_answer_is_
     assert f"error: /full/s/report.html: {told}" in out
     assert "device time: " in out
     assert "report: " not in out
+
+
+@pytest.mark.parametrize(("refusal", "code"), [(UserError("held"), 2), (MachineError("no memory"), 1)])
+def test_a_confirmation_that_cannot_be_run_leaves_what_the_search_found(
+    planted: Planted, refusal: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("search.commands.run_command.confirm_study", Mock(side_effect=refusal))
+    options, terminal = read_options([*planted.words, "CONFIRM=1"]), Terminal(as_json=False)
+    assert conclude(planted.study, 0, options, terminal, loaded=planted.plan.loaded) == code
+    out = capsys.readouterr().out
+    assert f"error: {refusal}" in out
+    assert "device time: " in out
+    assert (planted.study.path / "report.md").exists()
 
 
 def test_a_text_that_has_changed_since_is_a_line(planted: Planted, tmp_path: Path, capsys: Any) -> None:

@@ -129,6 +129,14 @@ def ended(status: Any, *, val_loss: float | None = 6.5) -> KnownTrial:
     )
 
 
+@pytest.mark.parametrize("changed", [{"batch_size": 3}, {"batch_size": "4"}, {"dropout": 0.1}])
+def test_a_point_that_the_space_has_not_is_not_told(changed: dict[str, Any]) -> None:
+    trial = ended("completed")
+    assert (
+        told_as(replace(trial, point={**(trial.point or {}), **changed}), SamplerView(make_space().parameters)) is None
+    )
+
+
 def test_a_completed_trial_is_told_its_loss() -> None:
     told = told_as(ended("completed"), SamplerView(make_space().parameters))
     assert told is not None
@@ -674,3 +682,18 @@ def test_a_resumed_grid_runs_every_cell_once() -> None:
     assert rest[:3] == [proposals[1], proposals[3], proposals[6]]
     assert [one["trial_id"] for one in rest[3:]] == list(range(12, 23))
     assert len({str(one["point"]) for one in (*proposals, *rest)}) == 18
+
+
+def test_a_grid_goes_on_with_the_cells_that_have_not_run_wherever_they_stand_in_the_list() -> None:
+    """An older version ran cells that are the same, such as warm-ups of a constant rate, one after the other."""
+    space = Life("grid").space
+    proposals = propose(make_searcher(space), 18)
+    twin = {**proposals[1], "trial_id": 2}
+    later = [{**proposals[2], "trial_id": 3}, {**proposals[17], "trial_id": 4}]
+    trials = [known(one, "completed") for one in (*proposals[:2], twin, *later)]
+    searcher = make_searcher(space, trials=trials)
+    assert searcher.trials_left == 14
+    rest = propose(searcher, 14)
+    assert [one["trial"] for one in rest] == [one["trial"] for one in proposals[3:17]]
+    assert searcher.suggest("t") == Searcher.FINISHED
+    assert not searcher.exhausted

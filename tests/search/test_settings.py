@@ -122,6 +122,14 @@ def test_what_the_variables_say_otherwise(planned: list[str], now: list[str], fo
     assert differences(document, settings, read_options(now)) == found
 
 
+def test_a_baselines_file_that_has_changed_is_not_told_by_its_name_alone(tmp_path: Path) -> None:
+    (file := tmp_path / "mine.env").write_text("BATCH_SIZE=4")
+    words = f"BASELINE={file}"
+    document, settings = smoke(words)
+    file.write_text("BATCH_SIZE=8")
+    assert differences(document, settings, read_options([words])) == ["BASELINE is mine.env, which has changed since"]
+
+
 def test_what_only_a_new_study_reads_is_not_passed_over() -> None:
     document, settings = smoke("COMPARE=before", "TRIALS=7", kind="baseline")
     assert differences(document, settings, read_options(["COMPARE=before", "TRIALS=7"])) == []

@@ -162,6 +162,8 @@ def test_one_driver_at_a_time_writes_a_study_into_the_storage(tmp_path: Path) ->
                 check_unheld(study, str(storage))
         else:
             check_unheld(study, str(storage))
+    (storage / "one" / MARK).write_text("[7]")  # of no driver of ours
+    check_unheld(study, str(storage))
     long_ago = time.time() - ALIVE_S - 1
     claimed(study, storage, host="elsewhere", pid=7)
     os.utime(storage / "one" / MARK, (long_ago, long_ago))

@@ -151,9 +151,16 @@ def test_a_run_goes_on_by_its_name(
     whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STUDIES_DIR", str(study_of(whole).path.parent))
+
+    def another_begins(preflight: Any, options: Any, terminal: Any) -> None:
+        (studies_dir() / options.study).mkdir()
+
+    # In the same minute, and takes the name that was free.
+    monkeypatch.setattr("search.commands.train_command.check_preflight", another_begins)
     capsys.readouterr()
-    assert main(["train", "--json", "STUDY=whole", "RESUME_STEPS=6", "SKIP_PREFLIGHT=1", "DEVICE=cpu"]) == 0
+    assert main(["train", "--json", "STUDY=whole", "RESUME_STEPS=6", "DEVICE=cpu"]) == 0
     said = capsys.readouterr()
+    assert re.fullmatch(r"train-whole-\d{4}-\d{4}-2", json.loads(said.out)["study"])
     assert f"resumed from {checkpoints(whole)[-1]} at step 12, exactly as it was left" in said.err
     assert "not to be compared" not in said.err
     trial = json.loads(said.out)["trial"]

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -210,19 +211,30 @@ def test_a_study_of_another_kind_teaches_nothing(source: Study) -> None:
 def test_a_warm_start_is_kept_in_the_study_to_the_last_digit(source: Study, tmp_path: Path) -> None:
     warm_start = warm_start_from(source, make_space(budget=25_600), FACTS)
     study = Study(tmp_path)
-    assert read_warm_start(study) is None
+    assert read_warm_start(study, make_space()) is None
     write_document(tmp_path / WARM_START_JSON, asdict(warm_start))
-    assert read_warm_start(study) == warm_start
+    assert read_warm_start(study, make_space()) == warm_start
 
 
-@pytest.mark.parametrize("spoil", [lambda text: text[:-20], lambda text: text.replace('"losses"', '"loses"')])
+SPOILT: list[Callable[[str], str]] = [
+    lambda text: text[:-20],
+    lambda text: text.replace('"losses"', '"loses"'),
+    # In a trial's point, or in one that is to run, is what the space has not.
+    lambda text: re.sub(r'("point": \{\s+"batch_size": )\d', r"\g<1>3", text),
+    lambda text: re.sub(r'("point": \{\s+)"batch_size"', r'\g<1>"batch"', text),
+    lambda text: re.sub(r'("point": )\{[^}]*\}', r"\g<1>null", text),
+    lambda text: re.sub(r'("first_points": \[\s+\{)', r'\g<1>"dropout": 0.1, ', text),
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_a_damaged_one_is_a_line(tmp_path: Path, source: Study, spoil: Callable[[str], str]) -> None:
     study = Study(tmp_path)
     path = tmp_path / WARM_START_JSON
     write_document(path, asdict(warm_start_from(source, make_space(), FACTS)))
     path.write_text(spoil(path.read_text()))
     with pytest.raises(UserError, match=r"warm_start\.json: not a study's warm start"):
-        read_warm_start(study)
+        read_warm_start(study, make_space())
 
 
 def test_without_results_none_are_claimed() -> None:
