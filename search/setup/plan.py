@@ -260,6 +260,7 @@ def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: Searc
             not one.use_lora,
             one.precision == "fp32",
             one.dropout > 0,
+            one.grad_accum_steps > 1,
             one.lora_rank,
         ),
     )
@@ -271,8 +272,8 @@ def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     most: dict[str, Any] = {"use_lora": False, "precision": "fp32"}
     domains = {name: domain for name in most if (domain := space.domain(name)) is not None}
     searched = {name: most[name] for name, domain in domains.items() if most[name] in domain.examples()}
-    # Dropout's masks are memory too, and on a CPU the attention's weights.
-    sizes = ("batch_size", "block_size", "lora_rank", "dropout")
+    # Dropout's masks are memory too, on a CPU the attention's weights, and the gradients that a micro-batch adds to.
+    sizes = ("batch_size", "block_size", "lora_rank", "dropout", "grad_accum_steps")
     return [
         replace(space.baseline, **{name: point[name] for name in sizes if name in point}, **searched)
         for point in largest_points(space.parameters, sizes)

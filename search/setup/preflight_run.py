@@ -117,6 +117,7 @@ def record_path(preflight: "Preflight") -> Path:
         "largest": [
             largest.precision,
             largest.dropout > 0,
+            largest.grad_accum_steps > 1,
             largest.use_lora and [largest.lora_rank, largest.lora_targets],
         ],
         "device": [loaded.spec.device, loaded.device_info.name, loaded.spec.gradient_checkpointing],

@@ -218,10 +218,11 @@ def test_the_largest_configuration_trains_every_weight_in_full_precision_where_a
         "trials = 3\nbudget.tokens = 409_600\nevaluation.tokens = 256\nbaseline.use_lora = true\n"
         'baseline.precision = "bf16"\nsearch.use_lora.choice = [true, false]\n'
         'search.precision.choice = ["bf16", "fp32"]\nsearch.learning_rate.log_uniform = [1e-6, 1e-2]\n'
-        "baseline.dropout = 0.0\nsearch.dropout.uniform = [0.0, 0.2]\n"
+        "baseline.dropout = 0.0\nsearch.dropout.uniform = [0.0, 0.2]\nsearch.grad_accum_steps.choice = [1, 2]\n"
     )
     [largest] = largest_configs(load_space(str(path)))
     assert (largest.use_lora, largest.precision, largest.dropout) == (False, "fp32", 0.2)
+    assert largest.grad_accum_steps == 2
     [pinned] = largest_configs(with_overrides(load_space(str(path)), Settings(pins={"precision": "bf16"})))
     assert pinned.precision == "bf16"
 
