@@ -401,12 +401,14 @@ def unread(options: Options, target: str) -> list[str]:
     """Return a line for each variable on the command line that the make target does not read."""
     if target == "help":
         return []
-    readers = {name: _readers(name) for name in sorted(options.typed.intersection(KNOWN))}
-    return [
-        f"{name} is read by {list_words(names)}, not by {target}"
-        for name, names in readers.items()
-        if names and not any(target in ALSO_READ_BY.get(one, (one,)) for one in names)
-    ]
+    lines = []
+    for name in sorted(options.typed.intersection(KNOWN)):
+        names = _readers(name)
+        if names and not any(target in ALSO_READ_BY.get(one, (one,)) for one in names):
+            lines.append(f"{name} is read by {list_words(names)}, not by {target}")
+        elif "confirm" in names and target == "search" and not options.confirm:
+            lines.append(f"{name} is read by a search with CONFIRM=1 alone")
+    return lines
 
 
 def _readers(name: str) -> tuple[str, ...]:

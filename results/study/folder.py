@@ -162,7 +162,7 @@ def check_study_name(name: str) -> None:
         path = Path(name)
         if "/" in name and path.name not in ("", ".."):
             # diagnose alone takes STUDY/TRIAL.
-            path = path.parent if path.name.isdecimal() and not path.is_dir() else path
+            path = path.parent if path.name.isdecimal() and path.parent.name and not path.is_dir() else path
             remedy, there = f"STUDY={path.name}", path.parent.resolve()
             is_elsewhere = path.is_dir() and there != studies_dir().resolve()
             remedy = f"STUDIES_DIR={shlex.quote(str(there))} {remedy}" if is_elsewhere else f"its name alone, {remedy}"

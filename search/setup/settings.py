@@ -26,8 +26,6 @@ def read_settings(options: Options) -> tuple[Settings, list[str]]:
     notes = []
     if pins.pop("training_steps", None) is not None:
         notes.append("TRAINING_STEPS is not read by a search: its budget is in tokens (BUDGET_TOKENS).")
-    if not options.confirm and (unread := [name for name in ("TOP", "SEEDS") if name in options.typed]):
-        notes.append(f"{' and '.join(unread)}: a search reads them with CONFIRM=1 alone.")
     pinned = [f"{variable_of(name)}={value}" for name, value in pins.items() if name != "seed"]
     if pinned:
         notes.append(with_origin(f"pinned, for the baseline too: {', '.join(pinned)}.", options.typed))

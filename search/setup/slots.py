@@ -69,6 +69,8 @@ def _best_concurrency(
     from trainable.device.speed_probe import Probe, probe
 
     info, tried = loaded.device_info, list[Probe]()
+    # More micro-batches take longer, each as long and as much memory as the second.
+    config = replace(config, grad_accum_steps=min(2, config.grad_accum_steps))
     for count, share in _candidates(info, cores, threads):
         if tried and tried[0].peak_memory_bytes * count > MEMORY_FRAC * memory_bytes(info.type):
             break

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any, Literal, cast, get_args
 
 from spaces.budget import MAX_TOKENS, Budget
+from spaces.domains import every_point
 from spaces.protocol import AUTO, AUTO_TRIALS, Evaluation, Scheduler, Searcher
 from spaces.read.parameters import read_parameters, read_value
 from spaces.read.space_files import find_space_file, parse_toml, read_space_text, shown_path
@@ -68,7 +69,8 @@ def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> Sea
         stability=_read_stability(top.table("stability")),
         baseline_warmup_frac=warmup_frac,
     )
-    if top.has("trials") and trials != space.trials:
+    # Cells that are one run may be counted each: in a file as in a study of an older version.
+    if top.has("trials") and trials != space.trials and trials != sum(1 for _ in every_point(space.parameters)):
         raise top.error(f"is {trials}, and the grid has {space.trials} cells, which are all run. Drop it.", "trials")
     return space
 

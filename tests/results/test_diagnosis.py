@@ -523,6 +523,15 @@ def test_a_validation_loss_that_is_far_above_from_the_start(log: Path) -> None:
     assert "train 3.0000, validation 30.0000" in finding.evidence
 
 
+@pytest.mark.parametrize("first_row", [0, 50])
+def test_one_that_a_fast_fall_leaves_behind_was_not_far_above_from_the_start(log: Path, first_row: int) -> None:
+    rows = []
+    for step in range(1001):
+        rows += [f"step {step} loss {0.3 + 8.7 * math.exp(-step / 30):.4f}"] if step >= first_row else []
+        rows += [f"step {step} val_loss {4.2 + step / 1000 if step else 9.0:.4f}"] if step % 250 == 0 else []
+    assert "train_val_gap" not in kinds(found(log, "\n".join(rows) + "\n"))
+
+
 def test_evaluations_that_rank_nothing(log: Path) -> None:
     gauss = random.Random(3).gauss
     rows = [(step, 3.3 + gauss(0, 0.01), 3.4 + gauss(0, 0.3), 1e-5) for step in range(0, 5001, 250)]

@@ -259,6 +259,9 @@ def test_an_unknown_study_gets_the_nearest_name(studies: Path, make_document: Ma
     for path in ("../plateau-0412", "plateau-0412/3", "/studies/plateau-0412/"):
         with pytest.raises(UserError, match=r"cannot name a study: it is a path.*STUDY=plateau-0412\.$"):
             open_study(path)
+    for path in ("3/", "/3"):
+        with pytest.raises(UserError, match=r"Write its name alone, STUDY=3\.$"):
+            open_study(path)
     create_study("moved", make_document("moved"))
     folder = studies.parent / "moved to"
     folder.mkdir()

@@ -380,6 +380,10 @@ def test_what_stands_for_no_evaluation_is_none(log: Path, nothing: str) -> None:
     rows = (f"{step},nan,3.6\n" if step % 10 == 0 else f"{step},3.5,\n" for step in range(60))
     trace = read(log, "step,train_loss,val_loss\n" + "".join(rows))
     assert (counts(trace), set(trace.train_loss)) == ((54, 6), {None, 3.5})
+    # Beside a validation loss that each row repeats it is the run's.
+    rows = (f"{step},{3.5 if step < 55 else 'nan'},{3.6 - step // 10 / 10}\n" for step in range(60))
+    trace = read(log, "step,train_loss,val_loss\n" + "".join(rows))
+    assert [str(loss) for loss in trace.train_loss[-6:]] == ["3.5", *["nan"] * 5]
 
 
 def test_a_table_that_pandas_prints_has_a_number_before_each_row(log: Path) -> None:

@@ -96,6 +96,8 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
         ("SPACE=smoke BASELINE=before", "baseline", None),
         ("CHECKPOINT_PATH=x GPT2_MODEL_NAME=tiny RANGE=1-2", "audit", None),
         ("SAVE_MODEL=out", "help", None),
+        ("TOP=2", "search", "TOP is read by a search with CONFIRM=1 alone"),
+        ("SEEDS=5", "baseline", "SEEDS is read by confirm and attribute, not by baseline"),
         ("ADDRESS=auto", "train", "ADDRESS is read by search, not by train"),
         ("ADDRESS=auto CONCURRENCY=2 GPU_FRACTION=1 EVALUATION_TIMEOUT_S=9", "confirm", None),
     ],
@@ -104,6 +106,10 @@ def test_a_variable_typed_for_a_command_that_does_not_read_it_is_told(
     words: str, target: str, line: str | None
 ) -> None:
     assert unread(Options(typed=typed(words.split())), target) == ([line] if line else [])
+
+
+def test_what_is_to_be_confirmed_is_read_by_a_search_that_confirms() -> None:
+    assert unread(Options(typed=frozenset({"TOP", "SEEDS"}), confirm=True), "search") == []
 
 
 def test_what_the_makefile_reads_itself_is_no_misspelt_variable() -> None:

@@ -139,13 +139,6 @@ def test_what_only_a_new_study_reads_is_not_passed_over() -> None:
     assert differences(document, settings, now, warm_start="other") == told
 
 
-def test_what_is_to_be_confirmed_without_a_confirmation_is_told() -> None:
-    assert read_settings(read_options(["TOP=3", "SEEDS=5"]))[1] == [
-        "TOP and SEEDS: a search reads them with CONFIRM=1 alone."
-    ]
-    assert read_settings(read_options(["TOP=3", "SEEDS=5", "CONFIRM=1"]))[1] == []
-
-
 def test_a_space_file_that_has_changed_is_told_by_its_keys(tmp_path: Path) -> None:
     document, _ = smoke()
     assert space_file_differences(document, Options()) == []

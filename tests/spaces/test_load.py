@@ -542,6 +542,10 @@ def test_a_file_may_leave_the_number_of_trials_to_the_search(make_space: MakeSpa
 def test_a_grid_may_only_name_its_own_number_of_trials(make_space: MakeSpace) -> None:
     search = {"batch_size": {"choice": [2, 4]}, "dropout": {"choice": [0.0, 0.1]}}
     assert make_space(search, searcher={"name": "grid"}, trials=4).trials == 4
+    # A constant rate reads no warm-up. Each cell was counted once, and is by a person.
+    schedules = {"lr_schedule": {"choice": ["constant", "warmup_cosine"]}, "warmup_frac": {"choice": [0.0, 0.1]}}
+    for trials in (3, 4):
+        assert make_space(schedules, searcher={"name": "grid"}, trials=trials).trials == 3
     with pytest.raises(UserError) as caught:
         make_space(search, searcher={"name": "grid"}, trials=5)
     assert str(caught.value) == "small.toml: trials is 5, and the grid has 4 cells, which are all run. Drop it."

@@ -203,6 +203,15 @@ def test_what_a_killed_writer_left_is_cleared_away(make_store: MakeStore, state:
     assert sorted(path.name for path in Path(store._folder.path).iterdir()) == ["step_00000080.pt", "step_00000160.pt"]
 
 
+def test_a_file_that_a_person_put_beside_them_is_no_checkpoint(make_store: MakeStore, state: TrainState) -> None:
+    store = make_store("folder")
+    save(store, state, 80)
+    (copy := Path(store._folder.path) / "step_00000080.pt.kept").write_bytes(b"mine")
+    assert store.newest()[1] == []
+    store.forget_after(0)
+    assert list(copy.parent.iterdir()) == [copy]
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_pyarrow_is_needed(tmp_path: Path) -> None:
     root = tmp_path / "store"
     ran = subprocess.run(

@@ -127,7 +127,7 @@ class _LocalFolder:
     def names(self) -> list[str]:
         # A pattern finds nothing where a folder cannot be reached, too.
         with suppress(FileNotFoundError):
-            return sorted(path.name for path in self.path.iterdir() if path.name.startswith("step_"))
+            return sorted(path.name for path in self.path.iterdir() if path.match("step_*.pt"))
         return []
 
     def put(self, payload: dict[str, Any], name: str) -> None:

@@ -88,7 +88,10 @@ def drop_placeholders(rows: Sequence[LogRow]) -> None:
             row.val_loss = None
     trained = [row for row in rows if row.train_loss is not None]
     lost = [row for row in trained if row.train_loss != row.train_loss]
-    if len(lost) < len(trained) and all(row.val_loss is not None and math.isfinite(row.val_loss) for row in lost):
+    with_both = sum(row.val_loss is not None for row in trained) - len(lost)
+    # Where most rows have both, a validation loss may be the last one's, carried on beside what is lost for good.
+    are_apart = 2 * with_both < len(trained) - len(lost)
+    if are_apart and all(row.val_loss is not None and math.isfinite(row.val_loss) for row in lost):
         for row in lost:
             row.train_loss = None
 

@@ -182,11 +182,16 @@ def _gap(run: RunView) -> Diagnosis | None:
 
 def _far_above(run: RunView) -> Diagnosis | None:
     """Judge a validation loss far above the training loss from the first evaluation on, too early for overfitting."""
-    val, first = run.val, run.trace.steps[0]
-    if not run.train.steps or len(val) < 3 or val.steps[0] - first > EARLY_FRAC * (run.last_step - first):
+    train, first = run.train, run.trace.steps[0]
+    # Of an evaluation before the first row of training none knows where the training loss then was.
+    vals = [
+        pair for pair in zip(run.val.steps, run.val.values, strict=True) if train.steps and pair[0] >= train.steps[0]
+    ]
+    if len(vals) < 3 or vals[0][0] - first > EARLY_FRAC * (run.last_step - first):
         return None
-    levels = [_train_level(run, step) or 0.0 for step in val.steps]
-    gap = min(value - level for value, level in zip(val.values, levels, strict=True))
+    # Its own row too: around an early evaluation the loss falls fast.
+    levels = [max(train.near(step), _train_level(run, step) or 0.0) for step, _ in vals]
+    gap = min(value - level for (_, value), level in zip(vals, levels, strict=True))
     if gap < max(FAR_NATS, 0.3 * levels[0]):
         return None
     return Diagnosis(
@@ -194,10 +199,10 @@ def _far_above(run: RunView) -> Diagnosis | None:
         confidence=0.65,
         summary=f"the validation loss lies {gap:.2f} nats/token and more above the training loss, at the first "
         "evaluation too, which is too early for overfitting: the two are not measured alike",
-        evidence=f"training {levels[0]:.3f}, validation {val.values[0]:.3f} at {run.unit} {val.steps[0]}",
+        evidence=f"training {levels[0]:.3f}, validation {vals[0][1]:.3f} at {run.unit} {vals[0][0]}",
         next_step="check whether the validation text is of the kind of the training text, has the same tokenizer and "
         "the same labels left out, and whether its loss is a mean over tokens of the weights that are trained",
-        steps=(val.steps[0], val.steps[-1]),
+        steps=(vals[0][0], vals[-1][0]),
     )
 
 
