@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from math import ceil
 from typing import Any
@@ -160,12 +161,15 @@ class SearchSpace:
         Of cells whose runs would be the same, such as warm-ups of a constant rate, the first stands for all.
         """
         assert self.searcher == "grid", self.searcher
+        has_run = set(map(without_seed, run))
+        return [cell for config, cell in self._cells.items() if config not in has_run]
+
+    @cached_property
+    def _cells(self) -> Mapping[TrialConfig, dict[str, Any]]:
         cells: dict[TrialConfig, dict[str, Any]] = {}
         for cell in (self.baseline_params(), *every_point(self.parameters)):
             cells.setdefault(without_seed(self.config_for(cell)), cell)
-        for config in run:
-            cells.pop(without_seed(config), None)
-        return list(cells.values())
+        return cells
 
     def rung_tokens(self) -> tuple[int, ...]:
         """Return the token counts at which the scheduler may stop a trial, increasing."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, Literal, cast, get_args
 
 from spaces.budget import MAX_TOKENS, Budget
@@ -31,7 +31,10 @@ def load_space(name_or_path: str) -> SearchSpace:
 
 def space_from_toml(text: str, *, name: str, path: str) -> SearchSpace:
     """Return the space that a file's text says. Raises UserError, one line that begins with `path`."""
-    return replace(space_from_tables(parse_toml(text, path), name=name, path=path), toml=text)
+    space = space_from_tables(parse_toml(text, path), name=name, path=path)
+    # A copy by replace() would make every check again, and every cell of a grid.
+    object.__setattr__(space, "toml", text)
+    return space
 
 
 def space_from_tables(tables: Mapping[str, Any], *, name: str, path: str) -> SearchSpace:
