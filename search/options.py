@@ -270,7 +270,7 @@ class Options(BaseModel):
     """stretch the schedule over the added steps, or hold its last rate"""
     eval_block_size: Annotated[Whole, Field(ge=2), ReadBy("train")] = 128
     """context of the evaluation in tokens (default 128, the documented block)"""
-    eval_tokens: Annotated[Whole | None, ReadBy("train")] = None
+    eval_tokens: Annotated[Tokens | None, ReadBy("train")] = None
     """held-out tokens scored per evaluation (default 16384)"""
     eval_interval: Annotated[Whole, ReadBy("train")] = 500
     """steps between evaluations"""

@@ -23,7 +23,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             from trainable.text_audit.clean import check_clean
 
             # Here and not only when it is written, because an audit takes minutes.
-            check_clean(files, out)
+            check_clean(files, out, source=options.training_data_source)
         progress("loading torch", 0.0)
         from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit

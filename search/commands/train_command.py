@@ -159,6 +159,8 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
     unread = [variable_of(name) for name in THE_RATE if not config.reads(name)]
     if unread := [name for name in unread if name in plan.options.typed]:
         lines.append(f"note: LR_SCHEDULE={config.lr_schedule} does not read {list_words(unread)}")
+    if plan.options.resume_steps is not None and "TRAINING_STEPS" in plan.options.typed:
+        lines.append("note: RESUME_STEPS sets the run's length; TRAINING_STEPS is not read")
     if plan.checkpoint is not None:
         lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=spec.corpus.fingerprint)
     if state.compile_note:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
-from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
+from results.study.folder import LATEST, Study, find_study, list_studies, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
 from search.cluster.study_storage import fetch_checkpoint, open_or_fetch_study
@@ -80,7 +80,7 @@ def with_winner_of(options: Options) -> Options:
         return options
     study = None if asked == LATEST else find_study(asked)
     goes_on = options.resume_steps is not None or options.resume_lr == "hold"
-    if goes_on and options.checkpoint_path is None and (study or asked == LATEST or options.storage):
+    if goes_on and options.checkpoint_path is None and (options.storage or list_studies()):
         # Its checkpoint may be in STORAGE, and so may the study itself.
         study, options = open_or_fetch_study(options)
     elif study is None and (options.lengths or asked == LATEST):

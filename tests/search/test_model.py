@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from results.study.folder import Study
 from search.options import read_options
 from search.setup.train_plan import with_winner_of
-from search.terminal.next_steps import next_steps
+from search.terminal.next_steps import last_checkpoint, next_steps
 from trainable.errors import UserError
 
 
@@ -105,6 +105,9 @@ def test_train_goes_on_from_the_winners_checkpoint(
         with pytest.raises(UserError, match=message):
             with_winner_of(read_options(["STUDY=two", *words]))
         shutil.rmtree(copy.checkpoint_dir(1), ignore_errors=True)
+    copy.study_json.write_text(json.dumps({**copy.document(), "storage": str(tmp_path / ("n" * 300))}))
+    with pytest.raises(OSError, match="too long"):  # it cannot be reached, which is not to be empty
+        last_checkpoint(copy, 1)
 
 
 def test_without_a_checkpoint_it_says_what_trains_the_model_again(

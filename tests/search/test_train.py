@@ -165,6 +165,9 @@ def test_a_run_goes_on_by_its_name(
     assert "not to be compared" not in said.err
     trial = json.loads(said.out)["trial"]
     assert (trial["batch_size"], trial["seed"], trial["training_steps"]) == (2, 5, 18)
+    assert main(["train", "STUDY=whol", "RESUME_STEPS=6"]) == 2
+    assert "no study named 'whol' in " in (misspelt := capsys.readouterr().err)
+    assert "Did you mean 'whole'?" in misspelt
 
 
 def test_a_run_that_goes_on_costs_what_it_costs_itself(train_one: Train, whole: dict[str, Any], tmp_path: Path) -> None:
@@ -173,6 +176,7 @@ def test_a_run_that_goes_on_costs_what_it_costs_itself(train_one: Train, whole: 
     torch.save(payload, tmp_path / "slow.pt")
     longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(tmp_path / "slow.pt"), RESUME_STEPS="6")
     assert "exactly as it was left" in longer["log"]
+    assert "note: RESUME_STEPS sets the run's length; TRAINING_STEPS is not read" in longer["log"]
     assert 0 < longer["trial"]["active_s"] < 3_600
     assert f", {6 * 2 * 16} tokens; study " in longer["log"]
     assert study_of(longer).metrics()[0]["active_s"] < 3_600
