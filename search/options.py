@@ -30,7 +30,7 @@ from pydantic_core import ErrorDetails
 from results.study.paths import expanded
 from results.words import list_words
 from search import IS_CHECKOUT
-from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, space_hint, typed_names
+from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, references, space_hint, typed_names
 from spaces.budget import parse_duration
 from trainable.config import (
     BEFORE,
@@ -390,10 +390,14 @@ def read_options(assignments: Sequence[str]) -> Options:
 
 
 def overlooked() -> list[str]:
-    """Return a line for each name in the environment that is probably a misspelt variable."""
+    """Return a line for each name in the environment that is probably a misspelt variable, and for each typed value of
+    which make has taken a part for its own."""
     return [
         f"{name} is set in the environment and is not a variable of this program. Did you mean {meant}?"
         for name, meant in nearly(os.environ, KNOWN).items()
+    ] + [
+        f"{name}: make reads {word} as a variable of its own. A $ is written $$ there."
+        for name, word in references(os.environ).items()
     ]
 
 

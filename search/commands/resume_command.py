@@ -9,6 +9,7 @@ from results.study.atomic import write_document
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.winner import winner_of
 from results.words import budget_words, short_budget_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.run_command import conclude, run_new, run_own_trials
@@ -64,10 +65,10 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
     if document["kind"] == "attribute":
         raise UserError(f"study {study.name} is of kind attribute. Run the same make attribute again: it goes on.")
     if document["kind"] == "train":
-        command = going_on(study) or "make train CHECKPOINT_PATH=..."
-        raise UserError(
-            f"study {study.name} is of kind train. RESUME_STEPS=500 adds 500 steps to what this goes on with: {command}"
-        )
+        how = f"Go on with it: {going_on(study) or 'make train CHECKPOINT_PATH=...'}"
+        if winner_of(study).trial is not None:
+            how = f"This adds 500 steps: make train STUDY={study.name} RESUME_STEPS=500"
+        raise UserError(f"study {study.name} is of kind train. {how}")
 
 
 def _check_same(

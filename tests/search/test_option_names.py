@@ -5,7 +5,7 @@ import re
 import pytest
 
 from search import ROOT
-from search.option_names import MAKE_WORDS, make_names, nearly
+from search.option_names import MAKE_WORDS, make_names, nearly, references
 from search.options import KNOWN, Options, typed, unread
 
 USUAL = """
@@ -79,6 +79,16 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
     # An outer make's come along unasked.
     assert make_names({"MAKELEVEL": "2", MAKE_WORDS: words}) == []
     assert make_names({MAKE_WORDS: words}) == []
+
+
+@pytest.mark.parametrize(
+    ("typed_text", "word"),
+    [("a $text.txt", "$t"), ("a$$b", None), ("$(HOME)/a", None), ("a$$$b", "$b"), ("a", None), ("5$", None)],
+)
+def test_a_dollar_that_make_takes_for_a_reference_is_told(typed_text: str, word: str | None) -> None:
+    makes = typed_text.replace("$", "$$").replace(" ", "\\ ")
+    environ = {"MAKELEVEL": "1", MAKE_WORDS: f"SPACE=x OUT={makes}"}
+    assert references(environ) == ({} if word is None else {"OUT": word})
 
 
 @pytest.mark.parametrize(
