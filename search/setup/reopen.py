@@ -1,5 +1,6 @@
 """Reopens a study to run more into it, under its own protocol and on the same inputs."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,8 +100,14 @@ def _fingerprints(facts: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
-    """Return the options with the study's own model, text, checkpoint and way of training where they name none."""
+    """Return the options with the study's own model, text, checkpoint and way of training where they name none.
+
+    Raises UserError where one of these is not there any more.
+    """
     texts = run_variables(document)
+    for name in texts.keys() - options.texts.keys():
+        if texts[name].startswith("/") and not os.path.lexists(texts[name]):
+            raise UserError(f"the study was run on {name}={texts[name]}, which is gone. Set {name} to where it is now.")
     own, fields = parse_options(texts), [name.lower() for name in texts if name not in options.texts]
     # Those of all its trials: with others losses differ in their last digits. Beside a GPU they do not.
     device = document["device"]

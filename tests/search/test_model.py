@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
-from search.options import read_options
+from search.options import parse_options, read_options
+from search.setup.reopen import with_inputs_of
 from search.setup.train_plan import with_winner_of
 from search.terminal.next_steps import last_checkpoint, next_steps
 from trainable.errors import UserError
@@ -146,6 +147,16 @@ def test_a_study_whose_text_has_changed_has_no_model(
     assert "the text or the tokenizer has changed since" in ran.stderr
     assert "Unset TRAINING_DATA_SOURCE, restore what has changed, or start a new search." in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_was_moved_is_asked_for_by_its_variable(study: Study, text_file: Path) -> None:
+    document = {**study.document(), "data_source": "/nowhere/text.txt"}
+    with pytest.raises(
+        UserError, match=r"^the study was run on TRAINING_DATA_SOURCE=/nowhere/text.txt, which is gone\."
+    ):
+        with_inputs_of(document, parse_options({}))
+    options = parse_options({"TRAINING_DATA_SOURCE": str(text_file)})
+    assert with_inputs_of(document, options).training_data_source == text_file
 
 
 @pytest.fixture(scope="module")
