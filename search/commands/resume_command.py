@@ -19,7 +19,13 @@ from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
-from search.setup.settings import confirm_at_end, differences, planned_space, space_file_differences
+from search.setup.settings import (
+    DIFFERENCES_SHOWN,
+    confirm_at_end,
+    differences,
+    planned_space,
+    space_file_differences,
+)
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import going_on, has_more
 from search.trackers.trackers import with_tensorboard_of
@@ -30,7 +36,7 @@ from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.config import config_from
-from trainable.errors import UserError
+from trainable.errors import UserError, first_of
 from trainable.rows import ENDINGS
 
 
@@ -78,8 +84,9 @@ def _check_same(
     found = differences(document, settings, options, warm_start=learned.source if learned else None)
     if found:
         raise UserError(
-            f"study {study.name} was planned with other settings: {'; '.join(found)}. Unset it to go on with the study "
-            "as it is, or search again under another STUDY= name."
+            f"study {study.name} was planned with other settings: {first_of(found, DIFFERENCES_SHOWN)}. Unset "
+            f"{'it' if len(found) == 1 else 'them'} to go on with the study as it is, or search again under another "
+            "STUDY= name."
         )
     changed = space_file_differences(document, options)
     if changed and not options.force:
