@@ -454,6 +454,19 @@ def with_origin(message: str, typed_now: Collection[str]) -> str:
     return f"{message} {', '.join(named)} {verb} set by the export of study {study}; unset {' '.join(ENV_ORDER)}"
 
 
+def with_place(message: str, typed_now: Collection[str]) -> str:
+    """Return the message; if it names a typed path that `make -C` reads in its own folder, with where it is instead."""
+    from results.export import make_words
+
+    called_from = os.environ.get("MAKE_CALLED_FROM")
+    for name in sorted(typed_now) if called_from else ():
+        text = os.environ.get(name, "")
+        there = f"{called_from}/{text}"
+        if text and text in message and os.path.lexists(there) and not os.path.lexists(text):
+            return f"{message} With -C make reads paths in {Path.cwd()}: {make_words({name: there})}"
+    return message
+
+
 def parse_options(texts: Mapping[str, str], *, typed: frozenset[str] = frozenset()) -> Options:
     """Return the options from texts by variable name. Raises UserError for the first that is wrong."""
     texts = with_newest_schedule(texts, typed)

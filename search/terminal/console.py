@@ -277,4 +277,4 @@ class Preparing:
     def _line(self, text: str) -> None:
         self._said_at = time.monotonic()
         if not self._console.is_interactive:
-            self._console.print(text)
+            print_line(self._console, text)
