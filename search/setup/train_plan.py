@@ -13,6 +13,7 @@ from search.cluster.study_storage import fetch_checkpoint, open_or_fetch_study
 from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup, with_newest_schedule
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
+from search.setup.reopen import check_there
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing
 from search.terminal.next_steps import last_checkpoint, with_remedy
@@ -120,6 +121,7 @@ def with_winner_of(options: Options) -> Options:
             remedy = "Unset RESUME_STEPS and RESUME_LR to train it from its start"
             raise UserError(f"STUDY={study.name}: no checkpoint of its winner was kept to go on from. {remedy}.")
         winner["CHECKPOINT_PATH"] = str(checkpoint)
+    check_there({name: text for name, text in winner.items() if name not in own})
     name = new_study_name(f"train-{study.name.removeprefix('train-')}", datetime.now())
     texts = {**{name: text for name, text in winner.items() if text}, **own, "STUDY": name}
     return parse_options(with_newest_schedule(texts, own), typed=options.typed)

@@ -149,7 +149,9 @@ def test_a_study_whose_text_has_changed_has_no_model(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_text_that_was_moved_is_asked_for_by_its_variable(study: Study, text_file: Path) -> None:
+def test_a_text_that_was_moved_is_asked_for_by_its_variable(
+    study: Study, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document = {**study.document(), "data_source": "/nowhere/text.txt"}
     with pytest.raises(
         UserError, match=r"^the study was run on TRAINING_DATA_SOURCE=/nowhere/text.txt, which is gone\."
@@ -157,6 +159,13 @@ def test_a_text_that_was_moved_is_asked_for_by_its_variable(study: Study, text_f
         with_inputs_of(document, parse_options({}))
     options = parse_options({"TRAINING_DATA_SOURCE": str(text_file)})
     assert with_inputs_of(document, options).training_data_source == text_file
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
+    copy = Study(Path(shutil.copytree(study.path, tmp_path / "two")))
+    copy.study_json.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"^the study was run on TRAINING_DATA_SOURCE=/nowhere"):
+        with_winner_of(parse_options({"STUDY": "two"}))
+    there = parse_options({"STUDY": "two", "TRAINING_DATA_SOURCE": str(text_file)})
+    assert with_winner_of(there).training_data_source == text_file
 
 
 @pytest.fixture(scope="module")
