@@ -448,6 +448,9 @@ def test_a_vocabulary_is_as_large_as_the_model_says(make_model: MakeModel, tmp_p
     assert [vocab_size_of(name) for name in ("tiny", "gpt2-scratch", str(tmp_path / "mine"))] == [2048, 50_257, 300]
     assert vocab_size_of("nobody/nothing") is None
     assert [positions_of(name) for name in ("tiny", "gpt2-scratch", "nobody/nothing")] == [1024, 1024, None]
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"vocab_size": "many", "text_config": [5]}')
+    assert vocab_size_of(str(tmp_path / "odd")) is None
 
 
 def test_the_shipped_model_is_found_and_small_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ def positions_of(name: str) -> int | None:
 def _in_config(name: str, *fields: str) -> int | None:
     folder = files_folder(name)
     config: Mapping[str, Any] = PRESETS.get(name) or (folder and json_object(folder / "config.json")) or {}
-    found = (part.get(field) for part in (config, config.get("text_config") or {}) for field in fields)
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    found = (part.get(field) for part in parts for field in fields)
     return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
