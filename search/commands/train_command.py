@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from results.export import make_words
 from results.model_card import model_row
 from results.study.atomic import storage_fault_words, write_document
 from results.study.document_model import INPUT_VARIABLES
@@ -50,12 +51,15 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_STEPS = 25
 SPEED_WINDOW_STEPS = 100
+OF_A_RUN = ("EVAL_INTERVAL", "CHECKPOINT_INTERVAL", "ENABLE_CHECKPOINTS", "SAVE_MODEL", "DTYPE", "MERGE")
+"""Options that its checkpoints do not hold."""
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration, or the winner of STUDY; return the exit code."""
     asked, options = options, with_winner_of(options)
+    terminal.typed_run = make_words({name: options.texts.get(name) for name in OF_A_RUN if name in options.typed})
     if options is asked and options.study and find_study(options.study) is None:
         terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:

@@ -417,7 +417,7 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("trainable.loop.train", interrupting(number, after_steps=7))
-        cut = train_one(STUDY="cut")
+        cut = train_one(STUDY="cut", SAVE_MODEL="my model")
     assert (cut["code"], cut["status"]) == (code, "interrupted")
     assert checkpoints(cut)[-1].name == "step_00000007.pt"
     assert cut["trial"]["status"] == "interrupted"
@@ -426,12 +426,13 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
     # kill -9 leaves the same run, unmarked.
     write_table(study_of(cut).trials_path, [{**study_of(cut).trials()[0], "status": "running"}], TRIALS)
-    assert next_steps(study_of(cut))[0].command == cut["next"][0]["command"]
+    typed = " EVAL_INTERVAL=4 CHECKPOINT_INTERVAL=6 'SAVE_MODEL=my model'"
+    assert f"{next_steps(study_of(cut))[0].command}{typed}" == cut["next"][0]["command"]
     # What is printed next names the text and the evaluation, which were typed for that command alone.
     monkeypatch.delenv("TRAINING_DATA_SOURCE")
     printed = dict(word.split("=", 1) for word in shlex.split(cut["next"][0]["command"]) if "=" in word)
     assert printed.keys() >= {"CHECKPOINT_PATH", "TRAINING_DATA_SOURCE", "EVAL_BLOCK_SIZE", "EVAL_TOKENS"}
-    resumed = train_one(STUDY="resumed", **printed)
+    resumed = train_one(STUDY="resumed", **{**printed, "SAVE_MODEL": ""})
     assert step_rows(resumed) == step_rows(whole)[7:]
     assert resumed["trial"]["val_loss"] == whole["trial"]["val_loss"]
 
