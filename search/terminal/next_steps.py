@@ -89,9 +89,15 @@ def _space_words(document: Mapping[str, Any], baseline: Mapping[str, Any]) -> st
     path = Path((document.get("space") or {}).get("path", ""))
     space = path.stem if path.parent == SPACES_DIRECTORY else str(path) if path.is_file() else "plateau"
     block = document.get("settings", {}).get("pins", {}).get("block_size")
-    if space == "plateau" and (positions_of(document["model"]) or BEFORE.block_size) < BEFORE.block_size:
-        block = baseline["block_size"]  # the plateau space goes to that of `before`
+    if space == "plateau" and plateau_block(document["model"]) is not None:
+        block = baseline["block_size"]
     return make_words({"SPACE": space, "BLOCK_SIZE": block and f"{block}"})
+
+
+def plateau_block(model: str) -> str | None:
+    """Return the BLOCK_SIZE without which the plateau space has longer blocks than the model reads, None if it fits."""
+    limit = positions_of(model)
+    return f"{limit}" if limit is not None and limit < BEFORE.block_size else None
 
 
 def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]:

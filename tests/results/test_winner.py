@@ -31,12 +31,13 @@ from search.commands import list_command
 from search.options import read_options
 from search.setup.finish import write_answer
 from search.setup.train_plan import with_winner_of
-from search.terminal.next_steps import Step, next_steps, remedy
+from search.terminal.next_steps import Step, next_steps, plateau_block, remedy
 from search.terminal.summary import verdict_lines
+from spaces.read.load import load_space
 from spaces.read.space_files import SPACES_DIRECTORY
 from tests.fuzz.commands import run
 from tests.results.confirmed import add_attempt
-from trainable.config import DOCUMENTED, config_from, make_config
+from trainable.config import BEFORE, DOCUMENTED, config_from, make_config
 from trainable.errors import UserError
 
 MakeTrial = Callable[..., dict[str, Any]]
@@ -410,6 +411,8 @@ def test_a_search_around_a_baseline_alone_fits_its_space_and_model(
     small.mkdir()
     (small / "config.json").write_text('{"n_positions": 128}')
     plateau = str(SPACES_DIRECTORY / "plateau.toml")
+    assert max(load_space("plateau").domain("block_size").examples()) == BEFORE.block_size  # type: ignore[union-attr]
+    assert [plateau_block(model) for model in (str(small), "tiny", "nobody/nothing")] == ["128", None, None]
     for path, model, pins, words in (
         ("", "tiny", {}, "SPACE=plateau"),
         (plateau, "tiny", {"block_size": 64, "dropout": 0.0}, "SPACE=plateau BLOCK_SIZE=64"),
