@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    from search.options import overlooked, read_options, typed, typed_folders, unread, with_origin
+    from search.options import overlooked, read_options, typed, typed_folders, unread, with_origin, with_place
     from search.terminal.console import Terminal
 
     terminal = Terminal(as_json="--json" in words)
@@ -107,7 +107,7 @@ def _run(words: Sequence[str]) -> int:
         module = importlib.import_module(f"search.commands.{command}_command")
         return int(getattr(module, f"{command}_command")(options, terminal))
     except UserError as error:
-        return _refused(with_origin(str(error), typed(words)), terminal)
+        return _refused(with_place(with_origin(str(error), typed(words)), typed(words)), terminal)
     except MachineError as error:
         return _refused(str(error), terminal, code=1)
     except SystemExit as ended:

@@ -1,7 +1,7 @@
 """Misspelt names of variables, on make's command line and in the environment."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from search import ROOT
@@ -46,15 +46,27 @@ def make_names(environ: Mapping[str, str]) -> list[str]:
 
 
 def typed_names(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables on the command line of the make that called us; none if another make called that one.
+    """Return the variables on the command line of the make that called us; none if another make called that one."""
+    return [name for name, _ in _typed(environ)]
 
-    An outer make passes its variables down, which are not meant for us.
+
+def references(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the first $x by the variable in whose text make has put a value of its own, mostly nothing, in its place.
+
+    A $(x) is meant.
     """
-    if environ.get("MAKELEVEL") != "1":
-        return []
-    # make escapes blanks and backslashes, and leaves quotes as they are.
-    words = re.findall(r"(?:\\.|[^\s\\])+", environ.get(MAKE_WORDS, ""))
-    return [name.rstrip(":+?") for name, equals, _ in (word.partition("=") for word in words) if equals]
+    found = {name: re.search(r"(?<!\$)(?:\$\$\$\$)*\$(\$[^$({])", text) for name, text in _typed(environ)}
+    return {name: match[1] for name, match in found.items() if match}
+
+
+def _typed(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    # An outer make passes its variables down, which are not meant for us.
+    words = environ.get(MAKE_WORDS, "") if environ.get("MAKELEVEL") == "1" else ""
+    # make escapes blanks and backslashes, doubles a $, and leaves quotes as they are.
+    for word in re.findall(r"(?:\\.|[^\s\\])+", words):
+        name, equals, text = word.partition("=")
+        if equals:
+            yield name.rstrip(":+?"), text
 
 
 def nearly(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from pydantic_core import ErrorDetails
 from results.study.paths import expanded
 from results.words import list_words
 from search import IS_CHECKOUT
-from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, space_hint, typed_names
+from search.option_names import TYPED_NAMES, VENV, as_variable, make_names, nearly, references, space_hint, typed_names
 from spaces.budget import parse_duration
 from trainable.config import (
     BEFORE,
@@ -270,7 +270,7 @@ class Options(BaseModel):
     """stretch the schedule over the added steps, or hold its last rate"""
     eval_block_size: Annotated[Whole, Field(ge=2), ReadBy("train")] = 128
     """context of the evaluation in tokens (default 128, the documented block)"""
-    eval_tokens: Annotated[Whole | None, ReadBy("train")] = None
+    eval_tokens: Annotated[Tokens | None, ReadBy("train")] = None
     """held-out tokens scored per evaluation (default 16384)"""
     eval_interval: Annotated[Whole, ReadBy("train")] = 500
     """steps between evaluations"""
@@ -390,10 +390,14 @@ def read_options(assignments: Sequence[str]) -> Options:
 
 
 def overlooked() -> list[str]:
-    """Return a line for each name in the environment that is probably a misspelt variable."""
+    """Return a line for each name in the environment that is probably a misspelt variable, and for each typed value of
+    which make has taken a part for its own."""
     return [
         f"{name} is set in the environment and is not a variable of this program. Did you mean {meant}?"
         for name, meant in nearly(os.environ, KNOWN).items()
+    ] + [
+        f"{name}: make reads {word} as a variable of its own. A $ is written $$ there."
+        for name, word in references(os.environ).items()
     ]
 
 
@@ -448,6 +452,19 @@ def with_origin(message: str, typed_now: Collection[str]) -> str:
         return message
     verb = "were" if len(named) > 1 else "was"
     return f"{message} {', '.join(named)} {verb} set by the export of study {study}; unset {' '.join(ENV_ORDER)}"
+
+
+def with_place(message: str, typed_now: Collection[str]) -> str:
+    """Return the message; if it names a typed path that `make -C` reads in its own folder, with where it is instead."""
+    from results.export import make_words
+
+    called_from = os.environ.get("MAKE_CALLED_FROM")
+    for name in sorted(typed_now) if called_from else ():
+        text = os.environ.get(name, "")
+        there = f"{called_from}/{text}"
+        if text and text in message and os.path.lexists(there) and not os.path.lexists(text):
+            return f"{message} With -C make reads paths in {Path.cwd()}: {make_words({name: there})}"
+    return message
 
 
 def parse_options(texts: Mapping[str, str], *, typed: frozenset[str] = frozenset()) -> Options:

@@ -1,7 +1,6 @@
 """Checks of a search space as a whole, beyond its single keys. SearchSpace puts the file's name before each message."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from math import ceil
 from typing import Any
@@ -57,20 +56,24 @@ def check_time(budget: Budget, shapes: Sequence[TrialConfig], evaluation: Evalua
     # A little more than one step, for milestones are rounded to the baseline's tokens.
     needed_s = evaluations_s + 1.01 * step_s / first_frac
     if budget.device_s < needed_s:
-        smaller = _smaller(slowest, is_searched=len({shape.tokens_per_step for shape in shapes}) > 1)
+        smaller = smaller_words(slowest, is_searched=len({shape.tokens_per_step for shape in shapes}) > 1)
         raise UserError(
-            f"as measured, a step of {_size_words(slowest)} takes {step_s:.2g} s, the evaluations of a trial "
+            f"as measured, a step of {size_words(slowest)} takes {step_s:.2g} s, the evaluations of a trial "
             f"{evaluations_s:.2g} s, and every trial is first evaluated after {first_frac:.0%} of "
             f"{duration_text(budget.device_s)}. Set BUDGET_TIME={_rounded_up_time(needed_s)} or more, or {smaller}."
         )
 
 
-def _size_words(config: TrialConfig) -> str:
+def size_words(config: TrialConfig) -> str:
     return " x ".join(f"{name}={getattr(config, name)}" for name in _multiplied(config))
 
 
-def _smaller(config: TrialConfig, *, is_searched: bool, is_own: bool = False) -> str:
-    """Return the remedy beside a larger budget. is_searched: the space has several sizes; is_own: see check_sizes()."""
+def smaller_words(config: TrialConfig, *, is_searched: bool, is_own: bool = False) -> str:
+    """Return the remedy beside a larger budget.
+
+    is_searched: the space has several sizes. is_own: the file is wrong by itself and has to be edited, so its own keys
+    are named; else the variables.
+    """
     if is_searched:
         return "drop the largest sizes"
     return f"lower {' or '.join(name if is_own else variable_of(name) for name in _multiplied(config))}"
@@ -104,52 +107,7 @@ def check_search(
         raise UserError(f"[search] the grid has more than {MAX_GRID_CELLS} cells. Drop values, or search at random.")
 
 
-def check_sizes(
-    parameters: Sequence[SearchParameter],
-    baseline: TrialConfig,
-    *,
-    budget: Budget,
-    shapes: Sequence[TrialConfig],
-    first_evaluation_tokens: int,
-    is_grace_fixed: bool,
-    is_own: bool,
-    warmup_steps: int,
-) -> None:
-    """Raise UserError when a step does not fit before the first evaluation, or a warm-up into the run.
-
-    shapes: all that a trial can have, where the budget is time: one that is slower has fewer steps.
-    is_grace_fixed: the first evaluation is at the scheduler's grace_tokens, which do not follow the budget.
-    is_own: the file is wrong by itself and has to be edited, so its own keys are named; else the variables.
-    warmup_steps: of a trial whose warm-up is not searched.
-    """
-    for point in largest_points(parameters, (*SIZES, "warmup_steps", "lr_schedule")):
-        plain = replace(baseline, warmup_steps=0, **{name: point[name] for name in SIZES if name in point})
-        step_tokens, sizes = plain.tokens_per_step, _size_words(plain)
-        if budget.speeds is None and step_tokens > first_evaluation_tokens:
-            is_searched = any(parameter.name in SIZES for parameter in parameters)
-            smaller = _smaller(plain, is_searched=is_searched, is_own=is_own)
-            # The first evaluation may be rounded up by a token.
-            needed = ceil(budget.tokens * step_tokens / max(1, first_evaluation_tokens - 1))
-            least = f"{'[budget] tokens = ' if is_own else 'BUDGET_TOKENS='}{_rounded_up(needed)}"
-            if is_grace_fixed:
-                least = f"[scheduler] grace_tokens = {step_tokens}"
-            raise UserError(
-                f"{sizes} is {step_tokens} tokens a step, and every trial is first evaluated after "
-                f"{first_evaluation_tokens}. Set {least} or more, or {smaller}."
-            )
-        warmup = point.get("warmup_steps", warmup_steps)
-        alike = [shape for shape in shapes if all(getattr(shape, name) == getattr(plain, name) for name in SIZES)]
-        slowest = min([plain, *alike], key=budget.steps)
-        steps = budget.steps(slowest)
-        if point.get("lr_schedule", baseline.lr_schedule) in SCHEDULES_WITH_WARMUP and warmup > steps:
-            raise UserError(
-                f"warmup_steps={warmup} is longer than the run of {steps} steps at {sizes}"
-                f"{f' in {slowest.precision}' if alike else ''}. "
-                "Lower it, raise the budget, or use warmup_frac, a share of the run."
-            )
-
-
-def _rounded_up(tokens: int) -> int:
+def rounded_up(tokens: int) -> int:
     """Return a token count rounded up to three digits."""
     scale: int = 10 ** max(0, len(str(tokens)) - 3)
     return -(-tokens // scale) * scale

@@ -9,11 +9,21 @@ from math import ceil
 from typing import Any
 
 from spaces.budget import MEASURED_SIZES, Budget, Milestones, size_nodes
-from spaces.check import check_baseline, check_numbers, check_search, check_sizes, check_time
+from spaces.check import (
+    SIZES,
+    check_baseline,
+    check_numbers,
+    check_search,
+    check_time,
+    largest_points,
+    rounded_up,
+    size_words,
+    smaller_words,
+)
 from spaces.domains import Domain, SearchParameter, active_point, every_point
 from spaces.protocol import Evaluation, Scheduler, Searcher
 from spaces.warmup import WARMUP_FRAC, searched_steps, warmup_share, with_warmup
-from trainable.config import TrialConfig, make_config, shape_of, without_seed
+from trainable.config import SCHEDULES_WITH_WARMUP, TrialConfig, make_config, shape_of, without_seed
 from trainable.errors import UserError
 
 
@@ -62,16 +72,7 @@ class SearchSpace:
             # The numbers first: the other checks divide by them.
             check_numbers(self.budget.tokens, self.trials, self.evaluation, self.scheduler)
             check_search(self.parameters, self.searcher, is_alone=self.is_alone, ends_early=self.ends_early)
-            check_sizes(
-                self.parameters,
-                self.baseline,
-                budget=self.budget,
-                shapes=self.shapes() if self.budget.speeds is not None else (),
-                first_evaluation_tokens=(first_tokens := self.evaluation_tokens()[0]),
-                is_own=not (self.toml or self.user_settings),
-                is_grace_fixed=self.scheduler.grace_frac is None and first_tokens in self.rung_tokens(),
-                warmup_steps=self.user_settings.get("WARMUP_STEPS", 0),
-            )
+            self._check_sizes()
         share = self.baseline_warmup_frac
         if share is None:
             share = warmup_share(self.baseline, self.domain(WARMUP_FRAC))
@@ -84,6 +85,39 @@ class SearchSpace:
             check_baseline(self.baseline_params(), self.parameters, baseline_name=self.baseline_name)
         if self.searcher == "grid":
             object.__setattr__(self, "trials", len(self.grid_points()))
+
+    def _check_sizes(self) -> None:
+        """Raise UserError when a step does not fit before the first evaluation, or a warm-up into the run."""
+        budget, first_tokens = self.budget, self.evaluation_tokens()[0]
+        is_own = not (self.toml or self.user_settings)
+        # Where the budget is time, a slower shape has fewer steps.
+        shapes = self.shapes() if budget.speeds is not None else []
+        for point in largest_points(self.parameters, (*SIZES, "warmup_steps", "lr_schedule")):
+            plain = replace(self.baseline, warmup_steps=0, **{name: point[name] for name in SIZES if name in point})
+            step_tokens, sizes = plain.tokens_per_step, size_words(plain)
+            if budget.speeds is None and step_tokens > first_tokens:
+                smaller = smaller_words(plain, is_searched=any(map(self.domain, SIZES)), is_own=is_own)
+                # The first evaluation may be rounded up by a token.
+                needed = ceil(budget.tokens * step_tokens / max(1, first_tokens - 1))
+                least = f"{'[budget] tokens = ' if is_own else 'BUDGET_TOKENS='}{rounded_up(needed)}"
+                if self.scheduler.grace_frac is None and first_tokens in self.rung_tokens():
+                    # grace_tokens do not follow the budget.
+                    least = f"[scheduler] grace_tokens = {step_tokens}"
+                raise UserError(
+                    f"{sizes} is {step_tokens} tokens a step, and every trial is first evaluated after {first_tokens}. "
+                    f"Set {least} or more, or {smaller}."
+                )
+            # Of a trial whose warm-up is not searched it is the user's.
+            warmup = point.get("warmup_steps", self.user_settings.get("WARMUP_STEPS", 0))
+            alike = [shape for shape in shapes if all(getattr(shape, name) == getattr(plain, name) for name in SIZES)]
+            slowest = min([plain, *alike], key=budget.steps)
+            steps = budget.steps(slowest)
+            if point.get("lr_schedule", self.baseline.lr_schedule) in SCHEDULES_WITH_WARMUP and warmup > steps:
+                raise UserError(
+                    f"warmup_steps={warmup} is longer than the run of {steps} steps at {sizes}"
+                    f"{f' in {slowest.precision}' if alike else ''}. "
+                    "Lower it, raise the budget, or use warmup_frac, a share of the run."
+                )
 
     @contextmanager
     def _placed(self) -> Iterator[None]:

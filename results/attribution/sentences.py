@@ -41,7 +41,7 @@ def render(attribution: Attribution) -> "RenderableType":
     from rich.text import Text
 
     seeds = len(attribution.seeds)
-    unit = "nats/token, negative is better" + ("; ±: 95 % for all at once" if seeds > 1 else "")
+    unit = "nats/token, negative is better" + ("; ±: 95 % for all" if seeds > 1 else "")
     table = Table(title=Text(f"Which change did it? {count_words(seeds, 'seed')}, {unit}"))
     table.add_column("change", no_wrap=True)
     table.add_column(Text(f"{attribution.before_name} → {attribution.after_name}"))

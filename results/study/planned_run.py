@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from typing import Any
 
-from trainable.config import TrialConfig, config_from
+from trainable.config import HYPERPARAMETERS, TrialConfig, config_from
 from trainable.rows import ENDINGS, Purpose
 
 Row = dict[str, Any]
@@ -76,5 +76,7 @@ def runs_left(plan: Sequence[PlannedRun], trials: Sequence[Row]) -> list[Planned
 
 
 def fresh_seeds(number: int, *, above: int, taken: Collection[int]) -> tuple[int, ...]:
-    """Return the lowest seeds above `above` that are not taken: no trial was chosen by its loss on them."""
-    return tuple(islice((seed for seed in count(above + 1) if seed not in taken), number))
+    """Return the lowest seeds above `above`, after the highest from 0 on, that are not taken: no trial was chosen by
+    its loss on them."""
+    seeds = int(HYPERPARAMETERS["seed"].metadata["high"]) + 1
+    return tuple(islice((seed for one in count(above + 1) if (seed := one % seeds) not in taken), number))

@@ -7,7 +7,7 @@ from results.study.paths import picture_path
 from search.options import Options
 from search.setup.inputs import check_inputs
 from search.terminal.console import Preparing, Terminal, print_wide
-from search.terminal.next_steps import Step, say_next
+from search.terminal.next_steps import Step, plateau_block, say_next
 from trainable.errors import UserError
 
 
@@ -23,7 +23,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
             from trainable.text_audit.clean import check_clean
 
             # Here and not only when it is written, because an audit takes minutes.
-            check_clean(files, out)
+            check_clean(files, out, source=options.training_data_source)
         progress("loading torch", 0.0)
         from trainable.model.models import load_tokenizer, separator_id
         from trainable.text_audit.audit import audit
@@ -49,6 +49,7 @@ def audit_command(options: Options, terminal: Terminal) -> int:
         print_wide(terminal.console, render_clean(cleaned))
         document["cleaned"] = {**asdict(cleaned), "out": str(cleaned.out)}
         kept = {name: options.texts.get(name) for name in ("GPT2_MODEL_NAME", "VALIDATION_DATA_SOURCE", "DOCUMENTS")}
+        kept["BLOCK_SIZE"] = plateau_block(inputs.model_name)
         words = make_words({"TRAINING_DATA_SOURCE": str(cleaned.out.absolute()), **kept})
         search = Step(command=f"make search SPACE=plateau {words}", purpose="search on the cleaned text")
         document["next"] = say_next([search], terminal)

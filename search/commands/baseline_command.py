@@ -112,23 +112,23 @@ def _measured(study: Study, row: dict[str, Any], name: str, spec: "RunSpec") -> 
 
 def _say_facts(facts: dict[str, Any], terminal: Terminal) -> None:
     config: TrialConfig = facts["config"]
-    table = Table(
-        title=f"{facts['name']}: as documented, and as measured here", title_justify="left", header_style="bold"
-    )
-    for heading in ("setting", "documented", "measured"):
-        table.add_column(heading, overflow="fold")
     documented = BASELINES.get(facts["name"].removesuffix(", changed"))
-    for field in ("batch_size", "block_size", "learning_rate", "lr_schedule", "warmup_steps", "training_steps"):
-        value = getattr(documented, field) if documented else UNKNOWN
-        table.add_row(field, f"{value}", f"{getattr(config, field)}")
-    table.add_row(
-        "optimizer steps/s", "1.05, later 0.62 (its machine)", f"{facts['steps_per_s'] or 0:.2f}, median step"
-    )
+    fields = ("batch_size", "block_size", "learning_rate", "lr_schedule", "warmup_steps", "training_steps")
+    rows = [(field, f"{getattr(documented, field, UNKNOWN)}", f"{getattr(config, field)}") for field in fields]
+    rows += [("optimizer steps/s", "1.05, later 0.62 (its machine)", f"{facts['steps_per_s'] or 0:.2f}, median step")]
     spikes = f"{len(facts['spikes'])}" + (f" (steps {', '.join(map(str, facts['spikes']))})" if facts["spikes"] else "")
-    table.add_row("spikes", "1 (step 2000)" if documented is BEFORE else "none expected", spikes)
+    rows += [("spikes", "1 (step 2000)" if documented is BEFORE else "none expected", spikes)]
     if documented is BEFORE:
         for step, rate in DOCUMENTED_RATES.items():
-            table.add_row(f"LR at step {step} of 5000", f"{rate:.2e}", f"{learning_rate_at(step, BEFORE):.2e}")
+            rows += [(f"LR at step {step} of 5000", f"{rate:.2e}", f"{learning_rate_at(step, BEFORE):.2e}")]
+    title = f"{facts['name']}: {'as documented, and ' if documented else ''}as measured here"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    # Of a person's own settings nothing was documented.
+    kept = (0, 1, 2) if documented else (0, 2)
+    for column in kept:
+        table.add_column(("setting", "documented", "measured")[column], overflow="fold")
+    for row in rows:
+        table.add_row(*(row[column] for column in kept))
     print_wide(terminal.console, table)
     _say_trajectory(facts, terminal)
 

@@ -32,8 +32,8 @@ SAME_SPEED = 1.1
 def compare_command(options: Options, terminal: Terminal) -> int:
     """Compare the studies named in STUDY, separated by commas."""
     names = [name.strip() for name in (options.study or "").split(",") if name.strip()]
-    names = [open_study(name).name if name == LATEST else name for name in names]
-    if len(set(names)) < max(2, len(names)):
+    names = list(dict.fromkeys(open_study(name).name if name == LATEST else name for name in names))
+    if len(names) < 2:
         raise UserError("compare needs two different studies or more: STUDY=a,b. make list shows them.")
     studies = [open_study(name) for name in names]
     documents = {study.name: study.document() for study in studies}

@@ -9,6 +9,7 @@ from results.study.atomic import write_document
 from results.study.folder import Study
 from results.study.ledger import Ledger
 from results.study.lock import hold
+from results.winner import winner_of
 from results.words import budget_words, short_budget_words
 from search.cluster.study_storage import open_or_fetch_study
 from search.commands.run_command import conclude, run_new, run_own_trials
@@ -29,7 +30,7 @@ from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
 from trainable.config import config_from
-from trainable.errors import UserError
+from trainable.errors import UserError, first_of
 from trainable.rows import ENDINGS
 
 
@@ -64,10 +65,10 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
     if document["kind"] == "attribute":
         raise UserError(f"study {study.name} is of kind attribute. Run the same make attribute again: it goes on.")
     if document["kind"] == "train":
-        command = going_on(study) or "make train CHECKPOINT_PATH=..."
-        raise UserError(
-            f"study {study.name} is of kind train. RESUME_STEPS=500 adds 500 steps to what this goes on with: {command}"
-        )
+        how = f"Go on with it: {going_on(study) or 'make train CHECKPOINT_PATH=...'}"
+        if winner_of(study).trial is not None:
+            how = f"This adds 500 steps: make train STUDY={study.name} RESUME_STEPS=500"
+        raise UserError(f"study {study.name} is of kind train. {how}")
 
 
 def _check_same(
@@ -77,8 +78,9 @@ def _check_same(
     found = differences(document, settings, options, warm_start=learned.source if learned else None)
     if found:
         raise UserError(
-            f"study {study.name} was planned with other settings: {'; '.join(found)}. Unset it to go on with the study "
-            "as it is, or search again under another STUDY= name."
+            f"study {study.name} was planned with other settings: {first_of(found, most=6)}. Unset "
+            f"{'it' if len(found) == 1 else 'them'} to go on with the study as it is, or search again under another "
+            "STUDY= name."
         )
     changed = space_file_differences(document, options)
     if changed and not options.force:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from results.export import make_words
 from results.model_card import model_row
 from results.study.atomic import storage_fault_words, write_document
 from results.study.document_model import INPUT_VARIABLES
@@ -50,12 +51,15 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_STEPS = 25
 SPEED_WINDOW_STEPS = 100
+OF_A_RUN = ("EVAL_INTERVAL", "CHECKPOINT_INTERVAL", "ENABLE_CHECKPOINTS", "SAVE_MODEL", "DTYPE", "MERGE")
+"""Options that its checkpoints do not hold."""
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration, or the winner of STUDY; return the exit code."""
     asked, options = options, with_winner_of(options)
+    terminal.typed_run = make_words({name: options.texts.get(name) for name in OF_A_RUN if name in options.typed})
     if options is asked and options.study and find_study(options.study) is None:
         terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
     with Preparing(terminal.console) as progress:
@@ -159,6 +163,8 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
     unread = [variable_of(name) for name in THE_RATE if not config.reads(name)]
     if unread := [name for name in unread if name in plan.options.typed]:
         lines.append(f"note: LR_SCHEDULE={config.lr_schedule} does not read {list_words(unread)}")
+    if plan.options.resume_steps is not None and "TRAINING_STEPS" in plan.options.typed:
+        lines.append("note: RESUME_STEPS sets the run's length; TRAINING_STEPS is not read")
     if plan.checkpoint is not None:
         lines += resumption_words(plan.checkpoint, config, corpus_fingerprint=spec.corpus.fingerprint)
     if state.compile_note:

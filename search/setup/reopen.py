@@ -1,5 +1,6 @@
 """Reopens a study to run more into it, under its own protocol and on the same inputs."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -98,9 +99,20 @@ def _fingerprints(facts: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
+def check_there(own: Mapping[str, str]) -> None:
+    """Raise UserError for a file or a folder of a study's own variables that is gone: the user has not set them."""
+    for name, text in own.items():
+        if text.startswith("/") and not os.path.lexists(text):
+            raise UserError(f"the study was run on {name}={text}, which is gone. Set {name} to where it is now.")
+
+
 def with_inputs_of(document: Mapping[str, Any], options: Options) -> Options:
-    """Return the options with the study's own model, text, checkpoint and way of training where they name none."""
+    """Return the options with the study's own model, text, checkpoint and way of training where they name none.
+
+    Raises UserError where one of these is gone.
+    """
     texts = run_variables(document)
+    check_there({name: text for name, text in texts.items() if name not in options.texts})
     own, fields = parse_options(texts), [name.lower() for name in texts if name not in options.texts]
     # Those of all its trials: with others losses differ in their last digits. Beside a GPU they do not.
     device = document["device"]

@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from results.export import winner_env
-from results.study.folder import LATEST, Study, find_study, new_study_name, open_study
+from results.study.folder import LATEST, Study, find_study, list_studies, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
 from search.cluster.study_storage import fetch_checkpoint, open_or_fetch_study
 from search.options import LENGTHS, Options, check_lora, parse_options, with_default_warmup, with_newest_schedule
 from search.setup.inputs import Loaded, check_inputs, load_inputs
 from search.setup.plan import study_name
+from search.setup.reopen import check_there
 from search.setup.study_record import study_document
 from search.terminal.console import Preparing
 from search.terminal.next_steps import last_checkpoint, with_remedy
@@ -80,7 +81,7 @@ def with_winner_of(options: Options) -> Options:
         return options
     study = None if asked == LATEST else find_study(asked)
     goes_on = options.resume_steps is not None or options.resume_lr == "hold"
-    if goes_on and options.checkpoint_path is None and (study or asked == LATEST or options.storage):
+    if goes_on and options.checkpoint_path is None and (options.storage or list_studies()):
         # Its checkpoint may be in STORAGE, and so may the study itself.
         study, options = open_or_fetch_study(options)
     elif study is None and (options.lengths or asked == LATEST):
@@ -120,6 +121,7 @@ def with_winner_of(options: Options) -> Options:
             remedy = "Unset RESUME_STEPS and RESUME_LR to train it from its start"
             raise UserError(f"STUDY={study.name}: no checkpoint of its winner was kept to go on from. {remedy}.")
         winner["CHECKPOINT_PATH"] = str(checkpoint)
+    check_there({name: text for name, text in winner.items() if name not in own})
     name = new_study_name(f"train-{study.name.removeprefix('train-')}", datetime.now())
     texts = {**{name: text for name, text in winner.items() if text}, **own, "STUDY": name}
     return parse_options(with_newest_schedule(texts, own), typed=options.typed)

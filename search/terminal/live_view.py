@@ -75,6 +75,8 @@ class StudyView:
     _noun: str = "trials"
     _trained_since: float | None = None
     """When the first trial of this process began; Ray's start does not count for the time left."""
+    _known: tuple[float, float] = (0.0, 0.0)
+    """The training that evaluations have told, in full budgets, and when the last of them came."""
     _live: Live | None = None
 
     def __enter__(self) -> "StudyView":
@@ -166,19 +168,22 @@ class StudyView:
     def _progress_words(self, trials: Sequence[dict[str, Any]]) -> str:
         now = time.monotonic()
         ended = [row for row in trials if row["status"] in ENDINGS]
-        spent_tokens = sum(row["tokens_seen"] for row in trials)
+        spent_tokens, spent = sum(row["tokens_seen"] for row in trials), sum(map(budget_frac, trials))
+        if spent != self._known[0]:
+            self._known = spent, now
+        known_at = self._known[1]
         left_s = time_left_s(
             trials,
             trials_planned=self.trials_planned,
-            elapsed_s=now - (self._trained_since or now),
+            elapsed_s=known_at - (self._trained_since or known_at),
             budgets_before=self._budgets_before,
             full_length=self._full_length,
         )
-        left = "estimating the time left"
+        left = "the first evaluation tells the time left"
         if self._trained_since is None and all(row["status"] != "running" for row in trials):
             left = "starting workers" if self.ray_is_up else "starting Ray"
         if left_s is not None:
-            left = f"about {duration_words(left_s)} left"
+            left = f"about {duration_words(max(0.0, left_s - (now - known_at)))} left"
         return (
             f"{len(ended)}/{self.trials_planned} {self._noun}, {token_words(spent_tokens)} tokens, "
             f"{duration_words(now - self._started_at)} so far, {left}"
@@ -199,10 +204,10 @@ class StudyView:
 
 
 def running_words(row: dict[str, Any]) -> str:
-    """Return a running trial's speed, or what it does before its first step."""
+    """Return a running trial's speed, or what it does before an evaluation tells it."""
     if row["tokens_per_s"]:
         return f"{token_words(row['tokens_per_s'])} tokens/s"
-    return "loading the model" if row["val_loss"] is None else "first step"
+    return "loading the model" if row["val_loss"] is None else "training"
 
 
 def time_left_s(

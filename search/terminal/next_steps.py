@@ -21,9 +21,12 @@ from results.winner import Winner, winner_of
 from results.words import amount_words, list_words
 from search.terminal.console import Terminal, print_line
 from spaces.budget import budget_of
-from trainable.config import HYPERPARAMETERS, config_from, variable_of
+from spaces.read.space_files import SPACES_DIRECTORY
+from trainable.config import BEFORE, HYPERPARAMETERS, config_from, variable_of
 from trainable.data.remote_files import below, local_folder
 from trainable.errors import NothingToDoError, UserError
+from trainable.model.model_names import positions_of
+from trainable.regular_files import file_type
 from trainable.rows import ENDINGS
 
 MOST_SEEDS = 50
@@ -60,9 +63,7 @@ def next_steps(study: Study) -> list[Step]:
         return [diagnose, *wider]
     own = _own(study, document, winner.trial["trial_id"])
     if document["kind"] == "baseline" and winner.standing == "baseline_alone":
-        # A model may have no more positions than the block that was set for it; the plateau space goes to 256.
-        block = document.get("settings", {}).get("pins", {}).get("block_size")
-        command = search_command(document, f"BASELINE={name}" + (f" BLOCK_SIZE={block}" if block else ""))
+        command = search_command(document, f"{_space_words(document, winner.trial)} BASELINE={name}")
         return [*own, Step(command=command, purpose="search for settings that beat it")]
     return [*_about(study, document, winner, diagnose, own), *wider]
 
@@ -83,6 +84,22 @@ def remedy(study: Study) -> str:
     return "".join(f" {step.purpose[0].upper()}{step.purpose[1:]}: {step.command}" for step in steps)
 
 
+def _space_words(document: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    """Return what names the space whose baseline was run alone, so that a search of it fits the model."""
+    path = Path((document.get("space") or {}).get("path", ""))
+    space = path.stem if path.parent == SPACES_DIRECTORY else str(path) if path.is_file() else "plateau"
+    block = document.get("settings", {}).get("pins", {}).get("block_size")
+    if space == "plateau" and plateau_block(document["model"]) is not None:
+        block = baseline["block_size"]
+    return make_words({"SPACE": space, "BLOCK_SIZE": block and f"{block}"})
+
+
+def plateau_block(model: str) -> str | None:
+    """Return the BLOCK_SIZE without which the plateau space has longer blocks than the model reads, None if it fits."""
+    limit = positions_of(model)
+    return f"{limit}" if limit is not None and limit < BEFORE.block_size else None
+
+
 def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]:
     """Return the steps that write a trial's model and train it again; one step where its checkpoint was not kept."""
     name, stored = study.name, document.get("storage")
@@ -96,10 +113,15 @@ def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]
 
 
 def last_checkpoint(study: Study, trial_id: int) -> Path | None:
-    """Return the newest checkpoint of a trial, in the study or in a STORAGE that is a folder; None without one."""
+    """Return the newest checkpoint of a trial, in the study or in a STORAGE that is a folder; None without one.
+
+    Raises OSError.
+    """
     stored = study.document().get("storage")
     places = [study.path, *([local_folder(below(stored, study.name))] if stored else [])]
-    found = (path for place in places if place for path in Study(place).checkpoint_dir(trial_id).glob("step_*.pt"))
+    folders = (Study(place).checkpoint_dir(trial_id) for place in places if place)
+    # Not by glob(), to which a folder that cannot be reached is an empty one.
+    found = (path for folder in folders if file_type(folder) for path in folder.iterdir() if path.match("step_*.pt"))
     return max(found, key=lambda path: path.name, default=None)
 
 

@@ -28,7 +28,8 @@ def list_spaces(directory: Path | None = None) -> list[Path]:
     """Return the space files of a folder, by default spaces/, sorted by name. Raises UserError for no such folder."""
     directory = directory or SPACES_DIRECTORY
     try:
-        return sorted(path for path in directory.iterdir() if path.suffix == ".toml" and path.is_file())
+        found = sorted(path for path in directory.iterdir() if path.suffix == ".toml" and path.is_file())
+        return [path for path in found if path.name != "pyproject.toml"]  # a Python project's own
     except OSError as error:
         raise UserError(f"cannot read the space files in {shown_path(directory)}/: {reason(error)}.") from None
 

@@ -29,7 +29,7 @@ from results.confirmation.attempt import (
 )
 from results.confirmation.paired_t import ALPHA, attempt_alpha, judge
 from results.study.folder import Study
-from results.study.planned_run import runs_left
+from results.study.planned_run import fresh_seeds, runs_left
 from tests.results.confirmed import confirmation_rows
 from trainable.config import config_from
 from trainable.errors import UserError
@@ -318,6 +318,10 @@ def test_the_plan_is_the_baseline_and_the_best_on_the_same_fresh_seeds(make_tria
     assert [(run.of_trial, run.config.seed) for run in runs] == [(t, seed) for seed in (3, 4, 5) for t in (0, 1, 2)]
     assert {(run.purpose, run.attempt, run.is_baseline) for run in runs} == {("confirmation", 2, False)}
     assert runs[1].config == replace(config_from(trials[1]), seed=3)
+
+
+def test_above_the_highest_seed_they_begin_again_at_0() -> None:
+    assert fresh_seeds(3, above=2**31 - 2, taken={0}) == (2**31 - 1, 1, 2)
 
 
 def test_the_plan_takes_each_configuration_once_and_none_that_is_no_trial_or_proven_worse(

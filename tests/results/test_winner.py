@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +31,13 @@ from search.commands import list_command
 from search.options import read_options
 from search.setup.finish import write_answer
 from search.setup.train_plan import with_winner_of
-from search.terminal.next_steps import Step, next_steps, remedy
+from search.terminal.next_steps import Step, next_steps, plateau_block, remedy
 from search.terminal.summary import verdict_lines
+from spaces.read.load import load_space
+from spaces.read.space_files import SPACES_DIRECTORY
 from tests.fuzz.commands import run
 from tests.results.confirmed import add_attempt
-from trainable.config import DOCUMENTED, config_from, make_config
+from trainable.config import BEFORE, DOCUMENTED, config_from, make_config
 from trainable.errors import UserError
 
 MakeTrial = Callable[..., dict[str, Any]]
@@ -399,12 +402,28 @@ def test_what_is_proven_to_have_cost_the_winner_something_can_be_trained_without
     assert (trained.batch_size, trained.block_size, trained.lr_schedule) == (8, 128, "warmup_cosine")
 
 
-def test_a_search_around_a_baseline_alone_keeps_the_block_that_was_set(searched: Study, make_trial: MakeTrial) -> None:
+def test_a_search_around_a_baseline_alone_fits_its_space_and_model(
+    searched: Study, make_trial: MakeTrial, tmp_path: Path
+) -> None:
     write_table(searched.trials_path, [make_trial(0, val_loss=5.0, purpose="baseline")], TRIALS)
-    for pins, words in (({}, ""), ({"block_size": 64, "dropout": 0.0}, " BLOCK_SIZE=64")):
+    own, small = tmp_path / "my own.toml", tmp_path / "small"
+    own.touch()
+    small.mkdir()
+    (small / "config.json").write_text('{"n_positions": 128}')
+    plateau = str(SPACES_DIRECTORY / "plateau.toml")
+    assert max(load_space("plateau").domain("block_size").examples()) == BEFORE.block_size  # type: ignore[union-attr]
+    assert [plateau_block(model) for model in (str(small), "tiny", "nobody/nothing")] == ["128", None, None]
+    for path, model, pins, words in (
+        ("", "tiny", {}, "SPACE=plateau"),
+        (plateau, "tiny", {"block_size": 64, "dropout": 0.0}, "SPACE=plateau BLOCK_SIZE=64"),
+        (plateau, str(small), {}, "SPACE=plateau BLOCK_SIZE=128"),
+        (str(own), str(small), {}, f"'SPACE={own}'"),
+    ):
         document = {**searched.document(), "kind": "baseline", "trials_planned": 1, "settings": {"pins": pins}}
+        document |= {"space": {**document["space"], "path": path}, "model": model}
         searched.study_json.write_text(json.dumps(document))
-        assert next_steps(searched)[-1].command == f"make search BASELINE=s{words}"
+        of_model = "" if model == "tiny" else f" GPT2_MODEL_NAME={model}"
+        assert next_steps(searched)[-1].command == f"make search {words} BASELINE=s{of_model}"
 
 
 @pytest.mark.parametrize(("budget", "longer"), [({}, "BUDGET_TOKENS=4096000"), ({"device_s": 90.0}, "BUDGET_TIME=15m")])

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from search.commands.baseline_command import speed_words
+from search.commands.baseline_command import _say_facts, speed_words
+from search.terminal.console import Terminal
 from trainable.config import BEFORE, DOCUMENTED, TrialConfig
 from trainable.schedule import learning_rate_at
 
@@ -81,6 +82,15 @@ def test_the_tables_show_documented_against_measured(ran: Any) -> None:
     assert "times the tokens/s of before, both run side by side" in text
     assert "documented val losses, of another model and text, so not comparable: 9.268 at step 0" in text
     assert "…" not in ran.stderr
+
+
+def test_of_own_settings_nothing_was_documented(ran: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = ran.document["runs"][1]
+    _say_facts({**facts, "name": "mine.env", "config": TrialConfig(**facts["config"])}, Terminal(as_json=False))
+    said = capsys.readouterr().out
+    assert "mine.env: as measured here" in said
+    assert [cell.strip() for cell in said.splitlines()[4].strip("│").split("│")] == ["batch_size", "8"]
+    assert "documented" not in said
 
 
 def test_where_it_started_and_what_it_writes_are_part_of_the_answer(ran: Any) -> None:

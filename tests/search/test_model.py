@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
-from search.options import read_options
+from search.options import parse_options, read_options
+from search.setup.reopen import with_inputs_of
 from search.setup.train_plan import with_winner_of
-from search.terminal.next_steps import next_steps
+from search.terminal.next_steps import last_checkpoint, next_steps
 from trainable.errors import UserError
 
 
@@ -105,6 +106,9 @@ def test_train_goes_on_from_the_winners_checkpoint(
         with pytest.raises(UserError, match=message):
             with_winner_of(read_options(["STUDY=two", *words]))
         shutil.rmtree(copy.checkpoint_dir(1), ignore_errors=True)
+    copy.study_json.write_text(json.dumps({**copy.document(), "storage": str(tmp_path / ("n" * 300))}))
+    with pytest.raises(OSError, match="too long"):  # it cannot be reached, which is not to be empty
+        last_checkpoint(copy, 1)
 
 
 def test_without_a_checkpoint_it_says_what_trains_the_model_again(
@@ -143,6 +147,25 @@ def test_a_study_whose_text_has_changed_has_no_model(
     assert "the text or the tokenizer has changed since" in ran.stderr
     assert "Unset TRAINING_DATA_SOURCE, restore what has changed, or start a new search." in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_was_moved_is_asked_for_by_its_variable(
+    study: Study, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = {**study.document(), "data_source": "/nowhere/text.txt"}
+    with pytest.raises(
+        UserError, match=r"^the study was run on TRAINING_DATA_SOURCE=/nowhere/text.txt, which is gone\."
+    ):
+        with_inputs_of(document, parse_options({}))
+    options = parse_options({"TRAINING_DATA_SOURCE": str(text_file)})
+    assert with_inputs_of(document, options).training_data_source == text_file
+    monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
+    copy = Study(Path(shutil.copytree(study.path, tmp_path / "two")))
+    copy.study_json.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"^the study was run on TRAINING_DATA_SOURCE=/nowhere"):
+        with_winner_of(parse_options({"STUDY": "two"}))
+    there = parse_options({"STUDY": "two", "TRAINING_DATA_SOURCE": str(text_file)})
+    assert with_winner_of(there).training_data_source == text_file
 
 
 @pytest.fixture(scope="module")

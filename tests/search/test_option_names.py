@@ -1,12 +1,13 @@
 """A misspelt variable is noticed, and what a usual environment holds never is."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from search import ROOT
-from search.option_names import MAKE_WORDS, make_names, nearly
-from search.options import KNOWN, Options, typed, unread
+from search.option_names import MAKE_WORDS, make_names, nearly, references
+from search.options import KNOWN, Options, typed, unread, with_place
 
 USUAL = """
 _ BASH BASHOPTS BASH_ENV BROWSER CC CFLAGS CI CLASSPATH CLICOLOR COLORFGBG COLORTERM COLUMNS COMPILER COMP_WORDBREAKS
@@ -79,6 +80,34 @@ def test_the_variables_on_makes_command_line(words: str, names: list[str]) -> No
     # An outer make's come along unasked.
     assert make_names({"MAKELEVEL": "2", MAKE_WORDS: words}) == []
     assert make_names({MAKE_WORDS: words}) == []
+
+
+def test_a_path_of_the_shells_folder_is_told_to_who_calls_make_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "checkout", tmp_path / "my texts"
+    for folder in (here, there):
+        folder.mkdir()
+    (there / "qa.txt").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("MAKE_CALLED_FROM", str(there))
+    monkeypatch.setenv("TRAINING_DATA_SOURCE", "qa.txt")
+    refused = f"TRAINING_DATA_SOURCE={here}/qa.txt does not exist."
+    told = with_place(refused, {"TRAINING_DATA_SOURCE", "STUDY"})
+    assert told == f"{refused} With -C make reads paths in {here}: 'TRAINING_DATA_SOURCE={there}/qa.txt'"
+    assert with_place(refused, ()) == refused
+    (here / "qa.txt").touch()
+    assert with_place(refused, {"TRAINING_DATA_SOURCE"}) == refused
+
+
+@pytest.mark.parametrize(
+    ("typed_text", "word"),
+    [("a $text.txt", "$t"), ("a$$b", None), ("$(HOME)/a", None), ("a$$$b", "$b"), ("a", None), ("5$", None)],
+)
+def test_a_dollar_that_make_takes_for_a_reference_is_told(typed_text: str, word: str | None) -> None:
+    makes = typed_text.replace("$", "$$").replace(" ", "\\ ")
+    environ = {"MAKELEVEL": "1", MAKE_WORDS: f"SPACE=x OUT={makes}"}
+    assert references(environ) == ({} if word is None else {"OUT": word})
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,11 @@ def killed(start: Any, run_here: Any, studies: Path, space: Path) -> Killed:
     running.process.kill()
     running.process.wait()
     rows, orphans = study.trials(), running.orphans()
-    refused = {"pinned": run_here("resume", "STUDY=killed", "WEIGHT_DECAY=0.5")}
+    pins = [
+        "WEIGHT_DECAY=0.5",
+        *(f"{name}=1" for name in ("GRAD_ACCUM_STEPS", "GRAD_CLIP_NORM", "MIN_LR_FRAC", "SEED")),
+    ]
+    refused = {"pinned": run_here("resume", "STUDY=killed", *pins, "DECAY_FRAC=0.1", "DROPOUT=0.5", "LORA_RANK=2")}
     space.write_text(SPACE.replace("30.0", "3.0"))
     refused["changed"] = run_here("resume", "STUDY=killed")
     space.write_text(SPACE)
@@ -137,9 +141,9 @@ def test_a_changed_space_and_a_pin_are_refused_with_the_difference(killed: Kille
     assert (changed.code, pinned.code) == (2, 2)
     told = "resumed.toml has changed since: search.learning_rate.log_uniform is [1e-05, 3.0], was [1e-05, 30.0]. FORCE"
     assert told in changed.stderr
-    assert (
-        "study killed was planned with other settings: WEIGHT_DECAY is 0.5, was searched or not set." in pinned.stderr
-    )
+    assert "study killed was planned with other settings: GRAD_ACCUM_STEPS is 1, was searched or no" in pinned.stderr
+    assert "WEIGHT_DECAY is 0.5, was searched or not set" in pinned.stderr
+    assert " and 2 more. Unset them to go on with the study as it is, or " in pinned.stderr
     assert len(changed.stderr.splitlines()) == len(pinned.stderr.splitlines()) == 1
 
 

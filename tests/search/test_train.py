@@ -114,9 +114,7 @@ def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
 def test_resume_says_how_a_run_of_train_goes_on(whole: dict[str, Any], run_here: Any) -> None:
     refused = run_here("resume", STUDY="whole", STUDIES_DIR=str(study_of(whole).path.parent))
     assert refused.code == 2
-    words = f"this goes on with: make train CHECKPOINT_PATH={checkpoints(whole)[-1]} "
-    assert "RESUME_STEPS=500 adds 500 steps" in refused.stderr
-    assert words in refused.stderr
+    assert "This adds 500 steps: make train STUDY=whole RESUME_STEPS=500\n" in refused.stderr
     stretched = run_here("train", STUDY="whole", BUDGET_TOKENS="1M", STUDIES_DIR=str(study_of(whole).path.parent))
     assert stretched.code == 2
     assert "study whole is a run of train. RESUME_STEPS=500 goes on with it for 500 steps" in stretched.stderr
@@ -165,6 +163,9 @@ def test_a_run_goes_on_by_its_name(
     assert "not to be compared" not in said.err
     trial = json.loads(said.out)["trial"]
     assert (trial["batch_size"], trial["seed"], trial["training_steps"]) == (2, 5, 18)
+    assert main(["train", "STUDY=whol", "RESUME_STEPS=6"]) == 2
+    assert "no study named 'whol' in " in (misspelt := capsys.readouterr().err)
+    assert "Did you mean 'whole'?" in misspelt
 
 
 def test_a_run_that_goes_on_costs_what_it_costs_itself(train_one: Train, whole: dict[str, Any], tmp_path: Path) -> None:
@@ -173,6 +174,7 @@ def test_a_run_that_goes_on_costs_what_it_costs_itself(train_one: Train, whole: 
     torch.save(payload, tmp_path / "slow.pt")
     longer = train_one(STUDY="longer", CHECKPOINT_PATH=str(tmp_path / "slow.pt"), RESUME_STEPS="6")
     assert "exactly as it was left" in longer["log"]
+    assert "note: RESUME_STEPS sets the run's length; TRAINING_STEPS is not read" in longer["log"]
     assert 0 < longer["trial"]["active_s"] < 3_600
     assert f", {6 * 2 * 16} tokens; study " in longer["log"]
     assert study_of(longer).metrics()[0]["active_s"] < 3_600
@@ -415,7 +417,7 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("trainable.loop.train", interrupting(number, after_steps=7))
-        cut = train_one(STUDY="cut")
+        cut = train_one(STUDY="cut", SAVE_MODEL="my model")
     assert (cut["code"], cut["status"]) == (code, "interrupted")
     assert checkpoints(cut)[-1].name == "step_00000007.pt"
     assert cut["trial"]["status"] == "interrupted"
@@ -424,12 +426,13 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
     # kill -9 leaves the same run, unmarked.
     write_table(study_of(cut).trials_path, [{**study_of(cut).trials()[0], "status": "running"}], TRIALS)
-    assert next_steps(study_of(cut))[0].command == cut["next"][0]["command"]
+    typed = " EVAL_INTERVAL=4 CHECKPOINT_INTERVAL=6 'SAVE_MODEL=my model'"
+    assert f"{next_steps(study_of(cut))[0].command}{typed}" == cut["next"][0]["command"]
     # What is printed next names the text and the evaluation, which were typed for that command alone.
     monkeypatch.delenv("TRAINING_DATA_SOURCE")
     printed = dict(word.split("=", 1) for word in shlex.split(cut["next"][0]["command"]) if "=" in word)
     assert printed.keys() >= {"CHECKPOINT_PATH", "TRAINING_DATA_SOURCE", "EVAL_BLOCK_SIZE", "EVAL_TOKENS"}
-    resumed = train_one(STUDY="resumed", **printed)
+    resumed = train_one(STUDY="resumed", **{**printed, "SAVE_MODEL": ""})
     assert step_rows(resumed) == step_rows(whole)[7:]
     assert resumed["trial"]["val_loss"] == whole["trial"]["val_loss"]
 

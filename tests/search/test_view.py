@@ -286,14 +286,16 @@ def test_each_stage_before_the_first_step_is_told_apart(study: Study, monkeypatc
         ledger.start_trial(run, started_at=NOW)
         assert "loading the model" in now()
         ledger.add_metrics(0, replace(metrics(0, 7.0), tokens_per_s=0.0), None)
-        assert "first step" in now()
-        assert "estimating the time left" in now()
+        assert "training" in now()
+        assert "the first evaluation tells the time left" in now()
         # 4096 of 8192 tokens in the ten seconds since the trial began: what came before them says nothing of the rest.
         clock.s = 610.0
         ledger.add_metrics(0, metrics(4096, 7.0), 0)
         text = now()
         assert "12.3k tokens/s" in text
         assert "10 min 10 s so far, about 10 s left" in text
+        clock.s = 616.0  # it trains on, and the next evaluation is yet to come
+        assert "10 min 16 s so far, about 4.0 s left" in now()
         view.waiting.add(0)
         assert "waiting for a worker" in now()
         view.waiting.discard(0)

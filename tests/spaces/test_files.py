@@ -17,7 +17,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "spaces"
     monkeypatch.setattr("spaces.read.space_files.SPACES_DIRECTORY", folder)
     (folder / "old.toml").mkdir(parents=True)
-    for name in ("plateau.toml", "schedule.toml", "notes.txt"):
+    for name in ("plateau.toml", "schedule.toml", "notes.txt", "pyproject.toml"):
         (folder / name).write_text("x = 1\n", encoding="utf-8")
     return folder
 

@@ -13,7 +13,7 @@ from trainable.data.corpus import source_files
 from trainable.errors import UserError
 from trainable.text_audit.audit import audit
 from trainable.text_audit.audit_values import AuditReport
-from trainable.text_audit.clean import write_clean
+from trainable.text_audit.clean import check_clean, write_clean
 from trainable.text_audit.debris import repair
 from trainable.text_audit.report import render_clean
 
@@ -185,8 +185,11 @@ def test_files_of_a_folder_become_one_text(
         summary = write_clean(files, report, out)
     assert looked_at == np.bincount(report.plan.units.file_index).tolist(), "each file's own units, once"
     assert out.read_text(encoding="utf-8") == "".join(paragraphs[:100]).rstrip("\n") + "\n" + "".join(paragraphs[100:])
+    (folder / "nested").mkdir()
+    for path in folder.glob("*.txt"):
+        path.rename(folder / "nested" / path.name)
     with pytest.raises(UserError, match="would become part of it"):
-        write_clean(files, audit(files, tokenizer), folder / "clean.txt")
+        check_clean(source_files(str(folder)), folder / "clean.txt", source=folder)
     assert summary.removed["exact_duplicate"].lines == sum(p.count("\n") - 1 for p in paragraphs[30:33])
 
 

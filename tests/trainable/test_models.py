@@ -30,7 +30,7 @@ from trainable.device.compiling import layers_of
 from trainable.errors import UserError
 from trainable.model.fingerprint import model_fingerprint
 from trainable.model.lora import ALL_LINEAR, add_adapters, find_targets, merge_adapters
-from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder, vocab_size_of
+from trainable.model.model_names import PRESETS, SHIPPED, check_model_name, model_folder, positions_of, vocab_size_of
 from trainable.model.models import (
     _tuned,
     check_model,
@@ -447,6 +447,10 @@ def test_a_vocabulary_is_as_large_as_the_model_says(make_model: MakeModel, tmp_p
     make_model("llama").save_pretrained(tmp_path / "mine")
     assert [vocab_size_of(name) for name in ("tiny", "gpt2-scratch", str(tmp_path / "mine"))] == [2048, 50_257, 300]
     assert vocab_size_of("nobody/nothing") is None
+    assert [positions_of(name) for name in ("tiny", "gpt2-scratch", "nobody/nothing")] == [1024, 1024, None]
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"vocab_size": "many", "text_config": [5]}')
+    assert vocab_size_of(str(tmp_path / "odd")) is None
 
 
 def test_the_shipped_model_is_found_and_small_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

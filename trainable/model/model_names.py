@@ -19,6 +19,8 @@ SHIPPED: Mapping[str, Path] = {"tiny": Path(__file__).parent / "tiny"}
 DEFAULT_MODEL = "tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 DOCUMENTS = (".json", ".txt", ".model", ".jinja")
+POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
+"""What a config calls the most tokens that the model reads."""
 RECORD = "gpt2_search.json"
 """In a model folder that this program wrote: what it is of."""
 
@@ -45,12 +47,20 @@ def files_folder(name: str) -> Path | None:
 
 def vocab_size_of(name: str) -> int | None:
     """Return the vocabulary's size of a preset, or as a model's config says it; None where that is not here."""
-    if name in PRESETS:
-        return PRESETS[name]["vocab_size"]
+    return _in_config(name, "vocab_size")
+
+
+def positions_of(name: str) -> int | None:
+    """Return the most tokens that a model's positions reach, likewise; None too where it has no limit of its own."""
+    return _in_config(name, *POSITIONS)
+
+
+def _in_config(name: str, *fields: str) -> int | None:
     folder = files_folder(name)
-    config = folder and json_object(folder / "config.json")
-    size = config and (config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size"))
-    return size if isinstance(size, int) else None
+    config: Mapping[str, Any] = PRESETS.get(name) or (folder and json_object(folder / "config.json")) or {}
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    found = (part.get(field) for part in parts for field in fields)
+    return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
 def is_to_fetch(name: str) -> bool:

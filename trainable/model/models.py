@@ -15,7 +15,7 @@ from trainable.data.tokens import END_OF_TEXT, Progress, silent, train_tokenizer
 from trainable.device.cpu_kernels import tune_for_cpu
 from trainable.device.device_memory import is_out_of_memory
 from trainable.errors import UserError, full_reason
-from trainable.model.model_names import PRESETS, TOKENIZER_FILES, check_model_name, files_folder
+from trainable.model.model_names import POSITIONS, PRESETS, TOKENIZER_FILES, check_model_name, files_folder
 from trainable.model.modes import dropout_fields
 
 MOST_NUMBERS_PER_BYTE = 2
@@ -125,7 +125,7 @@ def unfreeze(model: PreTrainedModel) -> None:
 
 def context_limit(model: PreTrainedModel) -> int | None:
     """Return the most tokens the model's positions reach, or None where it has no limit of its own."""
-    for field in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
+    for field in POSITIONS:
         limit = getattr(model.config.get_text_config(), field, None)
         if isinstance(limit, int) and limit > 0:
             return limit

@@ -1,6 +1,5 @@
 """A cleaned copy of a text: what an audit found, left out or repaired unit by unit. Never touches the source."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -87,12 +86,15 @@ def units_to_remove(units: Units, spans: Spans, n: int) -> Flags:
     return gone
 
 
-def check_clean(files: list[Path], out: Path) -> None:
-    """Raise UserError when a cleaned copy of the files cannot be the new file `out`."""
+def check_clean(files: list[Path], out: Path, *, source: Path | None = None) -> None:
+    """Raise UserError when a cleaned copy of the files cannot be the new file `out`.
+
+    source: the file or folder that they were found in.
+    """
     if out.exists():
         what = "is one of the audited files" if any(out.samefile(path) for path in files) else "exists"
         raise UserError(f"CLEAN={out} {what}. Nothing is overwritten: name a new file.")
-    if len(files) > 1 and out.absolute().is_relative_to(os.path.commonpath(files)):
+    if source is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"CLEAN={out} is in the source's folder and would become part of it. Name a file elsewhere.")
     if not out.parent.is_dir():
         raise UserError(f"CLEAN={out} cannot be written: {out.parent} is not a folder. Make it, or name another.")

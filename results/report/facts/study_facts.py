@@ -22,7 +22,7 @@ from results.report.facts.rungs import baseline_loss_reached, costs, first_beate
 from results.report.facts.searched_parameters import edges, instability, ordered
 from results.samples import MODELS, samples_json
 from results.study.folder import Study
-from results.winner import find_winner, start_val_loss
+from results.winner import winner_in
 from results.words import budget_words, early_end_words, evaluation_words, label, percent_words, unit
 from spaces.budget import budget_of
 from spaces.domains import Choice, SearchParameter
@@ -43,7 +43,7 @@ def report_facts(study: Study) -> dict[str, Any]:
     """
     document, rows, metrics = study.document(), study.trials(), study.metrics()
     attempts, attribution = load_attempts(study), load_attribution(study)
-    measured = _measured(document, rows, metrics, attempts)
+    measured = _measured(study, document, rows, metrics)
     counts = ranking.ending_counts(measured.trials)
     answer = answer_facts(study, measured)
     by_time = time_winner(document, rows, metrics, measured.winner)
@@ -84,10 +84,10 @@ def report_facts(study: Study) -> dict[str, Any]:
 
 def edges_of(study: Study) -> list[dict[str, Any]]:
     """Return the searched parameters for which the winner is on the edge of the domain, as report_facts() does."""
-    return list(edges(_measured(study.document(), study.trials(), study.metrics(), load_attempts(study))))
+    return list(edges(_measured(study, study.document(), study.trials(), study.metrics())))
 
 
-def _measured(document: Row, rows: Sequence[Row], metrics: Sequence[Row], attempts: Sequence[Attempt]) -> Measured:
+def _measured(study: Study, document: Row, rows: Sequence[Row], metrics: Sequence[Row]) -> Measured:
     # A study of kind "attribute" has no other runs to show; elsewhere attribution runs only explain the trials.
     trials = rows if document["kind"] == "attribute" else ranking.ranked_trials(rows)
     evaluations: dict[int, list[Row]] = {}
@@ -96,7 +96,7 @@ def _measured(document: Row, rows: Sequence[Row], metrics: Sequence[Row], attemp
     parameters, domains_known = searched_parameters(document, trials)
     return Measured(
         trials=trials,
-        winner=find_winner(rows, attempts, start_val_loss=start_val_loss(document)),
+        winner=winner_in(study, document, rows),
         evaluations=evaluations,
         parameters=parameters,
         domains_known=domains_known,
