@@ -224,6 +224,19 @@ def test_overfitting_is_told_from_instability(log: Path) -> None:
     both = [(step, val(step) - 0.1 + max(0, step - 2000) * 2e-4, val(step), 2e-4) for step in range(0, 5001, 500)]
     assert kinds(found(log, owner_log(both, 5000))) == ["divergence"]
 
+    scored = "".join(f"step {step} | val loss {val(step):.4f} | ok\n" for step in range(0, 5001, 500))
+    assert kinds(found(log, scored)) == ["overfitting"]
+    (finding, *_) = found(log, scored + "step 5500 | val loss 6.1 | ok\nstep 6000 | val loss 6.4 | ok\n")
+    assert finding.kind == "divergence"
+    assert finding.summary.endswith("does not come back: the run is unstable")
+
+
+def test_held_out_text_that_ends_above_its_start_is_overfitted_while_training_learns(log: Path) -> None:
+    losses = [3.4 * math.exp(-index / 60) for index in range(150)]
+    evals = {index: 3.0 + abs(index - 30) / 60 for index in range(10, 151, 10)}
+    text = "{'step': 0, 'eval_loss': 3.5, 'epoch': 0}\n" + trainer_log(losses, evals=evals)
+    assert kinds(found(log, text)) == ["overfitting"]
+
 
 def test_an_evaluation_at_each_of_three_epochs_shows_overfitting(log: Path) -> None:
     losses = [3.4 - index / 30 for index in range(60)]

@@ -509,6 +509,11 @@ def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
         ("loss[train] 3.2, loss (val): 3.4", 3.2, 3.4),
         ("held-out loss 3.4", None, 3.4),
         ("policy_loss -0.02 value_loss 0.3 loss 0.4", 0.4, None),
+        ("train nll 3.2 val nll: 3.4", 3.2, 3.4),
+        ("nll_loss=2.9, loss=3.2", 3.2, None),
+        ("train/val loss 3.2/3.4", 3.2, 3.4),
+        ("olmo.train:934 CrossEntropyLoss=3.2", 3.2, None),
+        ("loss 3.2 saved as weights-10-val_loss-3.4.h5", 3.2, None),
     ],
 )
 def test_the_words_around_a_loss_say_which_it_is(said: str, train: float | None, val: float | None) -> None:
@@ -524,12 +529,33 @@ def test_the_words_around_a_loss_say_which_it_is(said: str, train: float | None,
         "Validating: step 10 loss 3.4",
         "Evaluated at step 10: loss 3.4",
         "step 10 | Evaluation results: loss = 3.4",
+        "validation results at iteration 10 | lm_loss value: 3.4E+00 | lm_loss_ppl value: 2.9E+01 |",
+        "validation loss at iteration 10 | LM loss: 3.4E+00 | LM PPL: 2.9E+01",
     ],
 )
 def test_a_line_of_an_evaluation_has_a_held_out_loss(line: str) -> None:
     row = read_line(line.encode())
     assert row is not None
     assert (row.train_loss, row.val_loss) == (None, 3.4)
+
+
+@pytest.mark.parametrize(
+    ("line", "epoch", "step", "total"),
+    [
+        ("[INFO] Epoch:[1/19](100/24681) loss:3.2 lr:0.0002 epoch_Time:98.0min:", 1, 100, 24681),
+        ("01/29 21:35:34 - mmengine - INFO - Iter(train) [ 100/720]  lr: 9.0e-05  loss: 3.2", None, 100, 720),
+        ("10/30 22:18:02 - mmengine - INFO - Epoch(train) [1][100/735]  lr: 1.9e-04  loss: 3.2", 1, 100, 735),
+        ("Epoch: [1]  [ 100/1299]  eta: 0:00:00  lr: 0.001435  loss: 3.2 (3.1)", 1, 100, 1299),
+        (":145 - INFO :: Progress on:train 100it/10.0kit rate:2.0it/s postfix:loss=3.2", None, 100, 10_000),
+        ("100/9500 (epoch 1.000), train_loss = 3.2, grad/param norm = 2.9e-02", 1, 100, 9500),
+        ("Step... (100 | Loss: 3.2, Learning Rate: 4.5e-05)", None, 100, None),
+        ("Epoch [1/3], Loss: 3.2", 1, None, None),
+    ],
+)
+def test_a_step_that_no_word_stands_before(line: str, epoch: int | None, step: int | None, total: int | None) -> None:
+    row = read_line(line.encode())
+    assert row is not None
+    assert (row.epoch, row.step, row.total_steps, row.train_loss) == (epoch, step, total, 3.2)
 
 
 def test_a_line_without_a_step_takes_no_loss_from_the_line_before(log: Path) -> None:

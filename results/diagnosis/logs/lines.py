@@ -27,7 +27,7 @@ MEASURED = (1e-9, 1e15)
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _STEP = re.compile(
     rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?"
-    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b(?:/max_steps)?"
+    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|(?<!eval )batch|(?<!\w )steps)\b(?:/max_steps)?(?:\.\.\. \()?"
     rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
     re.I,
 )
@@ -35,26 +35,36 @@ _STEP = re.compile(
 _HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % (_STEP.pattern, _STEP.pattern), re.I)
 """A step above a block of indented lines, or above the losses of an evaluation."""
 _BARE_STEP = re.compile(rb"(\d+) \| ")
-_COUNTED = re.compile(rb"(?<![\d.])(\d+)/ *(\d+) (?:batches|steps)\b")
+_COUNTED = re.compile(
+    rb"(?:(?<=[\])])(?<!val\))\s*[\[(] *(?=[\d/ ]+[\])])"
+    rb"|(?<![\w.])(?=[^/\s]+/ *[\d.]+k?(?: batches| steps| \(epoch|it)\b))([\d.]+k?)(?:it)?/ *([\d.]+k?)"
+)
+"""In brackets behind others, Epoch:[0/19](100/24681) or [1][200/735]; 200/2983 batches, 1.25kit/10.0kit."""
 _BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
 _LOSS = re.compile(
     rb"(?:(?<![^\W_])([a-z]+)[ _/.:-]{1,2})?"
-    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?"
-    rb"(?: \(curr\))?%b(%b)" % (_ASSIGN, _NUMBER),
+    rb"(?:(?<![a-z])(?:loss(?:/train/total)?|nll(?![ _-]?loss))|(?:Language)?Cross[_-]?Entropy(?:Loss)?)"
+    rb"(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?(?: \(curr\))?(?!-\d)%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
 )
-_LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
+"""Not of a file's name: weights-01-val_loss-3.21.h5."""
+_BOTH = re.compile(
+    rb"(?:loss train: *|train(?:ing)?/val(?:idation)? loss\W{0,3})(%b)(?:, *val: *| ?/ ?)(%b)" % ((_NUMBER,) * 2), re.I
+)
+"""litgpt's "loss train: 2.85, val: 2.86", and "train/val loss 3.41/3.52"."""
 _TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
-_MEGATRON_VAL = re.compile(rb"validation loss at iteration (\d+).{0,40}\blm loss value:\s*(%b)" % _NUMBER, re.I)
+_MEGATRON_VAL = re.compile(
+    rb"validation (?:loss|results) at iteration (\d+).{0,40}\blm[ _]loss(?: value)?:\s*(%b)" % _NUMBER, re.I
+)
 _PERPLEXITY = re.compile(
     rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
     % (_ASSIGN, _NUMBER),
     re.I,
 )
-_BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
+_BARE_LOSS = re.compile(rb"(?<![\w.])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
 _OF_EVALUATION = re.compile(
     rb"(?<![\w/.-])(?:validat(?:ion|e|ing)|valid|val|eval(?:uat(?:ion|ed|ing))?)(?:\s*[])|:>-]+\s*(?![\d.n])"
     rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)",
@@ -64,13 +74,13 @@ _OF_EVALUATION = re.compile(
 _IN_BITS = re.compile(rb"[ (]{0,2}bits?\b(?!(?:[ /_]*(?:per[ /_]*)?\w+)?\W{0,3}\d)", re.I)
 """A loss's unit; "bits per byte 1.1" is another number's name."""
 _LEARNING_RATE = re.compile(
-    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER),
+    rb"(?<![\w])(?:learning[-_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
 )
 _ROUNDED = re.compile(rb"0?\.0{3,}")
 """A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""
 _GRAD_NORM = re.compile(
-    rb"(?<![\w])(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?norm|g_?norm|total_norm|norm|grad)%b(%b)" % (_ASSIGN, _NUMBER),
+    rb"(?<![\w])(?:(?:total_)?(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?)?norm|g_?norm|grad)%b(%b)" % (_ASSIGN, _NUMBER),
     re.I,
 )
 _STEPS_PER_S = re.compile(
@@ -101,7 +111,7 @@ _COMPOUND = re.compile(
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
 _CLOCK = re.compile(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])", re.I)
 _ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
-_EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
+_EPOCH = re.compile(rb"(?<![\w])epoch(?:\(train\))?['\"]?\s*[:=#]?\s*\[?['\"]?\s*([\d.]+)", re.I)
 _TIME_STAMP = re.compile(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
@@ -279,12 +289,15 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         row.step = _step(terse[1])
         _set(row, "train_loss" if terse[2] in (b"train", b"trl") else "val_loss", terse, 3, line)
         return
-    if b"validation loss at" in line and (megatron_val := _MEGATRON_VAL.search(line)):
+    if b" at iteration" in line and (megatron_val := _MEGATRON_VAL.search(line)):
         row.step = _step(megatron_val[1])
         _set(row, "val_loss", megatron_val, 2, line)
         return
+    if b"val" in line and (both := _BOTH.search(line)):
+        _set(row, "train_loss", both, 1, line)
+        _set(row, "val_loss", both, 2, line)
     unnamed = None
-    losses = _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ()
+    losses = _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy", b"nll", b"NLL") else ()
     # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
     for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
@@ -311,8 +324,6 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         # "step 10 | train 3.21 | val 3.40"
         for match in _BARE_LOSS.finditer(line):
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
-    if b"val:" in line and (litgpt := _LITGPT_VAL.search(line)):
-        _set(row, "val_loss", litgpt, 1, line)
     has_val = (row.val_loss, row.val_perplexity, row.val_bits) != (None, None, None)
     if unnamed is not None and not has_val and _OF_EVALUATION.search(line, 0, unnamed):
         row.val_loss, row.train_loss = row.train_loss, None

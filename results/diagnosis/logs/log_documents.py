@@ -73,8 +73,9 @@ def table_header(text: str, metric: str) -> tuple[int, str, list[str]] | None:
             columns = _cells(line, delimiter)
             if tuple(column.lower() for column in columns) == TENSORBOARD_COLUMNS:
                 columns[2] = metric
-            # A line that holds a number is no header.
-            if has_columns(columns) and not any(column.replace(".", "").isdigit() for column in columns):
+            # A line that holds a number is no header: a word of it, where spaces part the columns.
+            words = line.split() if delimiter == _COLUMN_GAP else columns
+            if has_columns(columns) and not any(word.replace(".", "").isdigit() for word in words):
                 return number, delimiter, columns
     return None
 
