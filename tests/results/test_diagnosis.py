@@ -669,6 +669,20 @@ def test_a_spike_that_built_up_and_is_never_made_good_is_the_optimizers(log: Pat
         assert findings[1].steps == (703, 1200)
 
 
+def test_a_spike_whose_gradient_norm_jumped_before_is_measured_where_the_loss_is(log: Path) -> None:
+    rises = [3.2 * math.exp(-(step - 600) / 40) if step >= 600 else 0.0 for step in range(1200)]
+    losses = [
+        loss + rise for loss, rise in zip(settling(7.0, to=3.5, pace=150, noise=0.05, rows=1200), rises, strict=True)
+    ]
+    text = stepwise(losses)
+    for step in range(590, 610):
+        text = text.replace(
+            f"1.0, 'learning_rate': 0.0003, 'step': {step}}}", f"15.0, 'learning_rate': 0.0003, 'step': {step}}}"
+        )
+    (finding,) = found(log, text)
+    assert (finding.kind, finding.steps and finding.steps[0]) == ("spike", 601)
+
+
 def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(log: Path) -> None:
     losses = settling(0.3, to=3.3, pace=300, noise=0.02, rows=1000)
     losses[500:] = [loss + 1.2 * math.exp(-step / 10) for step, loss in enumerate(losses[500:])]

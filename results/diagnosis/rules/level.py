@@ -11,9 +11,8 @@ from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, sp
 from results.diagnosis.rules.update import falls_since, rate_jump
 from results.diagnosis.run_view import RunView, noise_sd
 from results.diagnosis.trace import Column
-from trainable.stability import StabilityRules
+from trainable.stability import DEFAULT_RULES
 
-RULES = StabilityRules()
 HIDDEN_ROWS = 3
 FALLEN_NATS = 0.01
 """A training loss below that becomes 0 in four decimals has fallen there."""
@@ -142,7 +141,7 @@ def _came_back(run: RunView, step: int) -> bool:
     losses = run.train.values
     before = run.train.values[: bisect_left(run.train.steps, step)]
     best = min(statistics.median(before[at : at + 5]) for at in range(max(1, len(before) - 4)))
-    return statistics.median(losses[-max(5, len(losses) // 20) :]) < best + RULES.divergence_margin / 2
+    return statistics.median(losses[-max(5, len(losses) // 20) :]) < best + DEFAULT_RULES.divergence_margin / 2
 
 
 def _sparse_divergence(run: RunView) -> Diagnosis | None:
@@ -160,7 +159,7 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         if len(tail) < 2:
             return None
         noise = noise_sd(curve.values[: best + 1])
-        margin = max(RULES.divergence_margin, RULES.divergence_noise * noise)
+        margin = max(DEFAULT_RULES.divergence_margin, DEFAULT_RULES.divergence_noise * noise)
         high = [value > curve.values[best] + margin for value in tail]
         falling = tail[-1] < tail[-2] - 0.2 * (tail[-2] - curve.values[best])
         if not (high[-1] and high[-2]) or falling:
@@ -170,7 +169,7 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
     if len(curves) == 1 and other.steps:
         # One batch may be easy by luck, and validation alone rises by overfitting: the other loss must have risen too.
         best_step = curves[0].steps[curves[0].values.index(min(curves[0].values))]
-        if other.values[-1] < other.near(best_step) + RULES.divergence_margin / 2:
+        if other.values[-1] < other.near(best_step) + DEFAULT_RULES.divergence_margin / 2:
             return None
     if not run.train.steps:
         # Overfitting raises held-out losses as well, though little by little.
