@@ -238,6 +238,11 @@ def test_held_out_text_that_ends_above_its_start_is_overfitted_while_training_le
     assert kinds(found(log, text)) == ["overfitting"]
 
 
+def test_a_training_loss_that_falls_by_a_sixth_is_not_called_flat(log: Path) -> None:
+    rows = [(step, 0.99 - 0.16 * step / 5000, 1.28 + 0.67 * step / 5000, 1e-3) for step in range(0, 5001, 250)]
+    assert kinds(found(log, owner_log(rows, 5000))) == ["overfitting"]
+
+
 def test_an_evaluation_at_each_of_three_epochs_shows_overfitting(log: Path) -> None:
     losses = [3.4 - index / 30 for index in range(60)]
     (finding,) = found(log, trainer_log(losses, evals={20: 2.9, 40: 3.05, 60: 3.4}))
@@ -681,6 +686,22 @@ def test_a_spike_whose_gradient_norm_jumped_before_is_measured_where_the_loss_is
         )
     (finding,) = found(log, text)
     assert (finding.kind, finding.steps and finding.steps[0]) == ("spike", 601)
+
+
+def test_a_rise_of_hundreds_of_steps_that_comes_back_is_told(log: Path) -> None:
+    hump = [2 * max(0.0, 1 - abs(step - 800) / 200) for step in range(1500)]
+    losses = settling(7.0, to=3.5, pace=150, noise=0.05, rows=1500)
+    (finding,) = found(log, stepwise([loss + rise for loss, rise in zip(losses, hump, strict=True)]))
+    assert finding.kind == "spike"
+    assert finding.steps is not None
+    assert finding.steps[0] == pytest.approx(660, abs=30)
+    assert finding.steps[1] == pytest.approx(970, abs=30)
+
+
+def test_a_collapse_that_an_evaluation_sees_at_once_is_no_spike(log: Path) -> None:
+    levels = [3.7 + 7 * math.exp(-step / 200) if step < 1500 else 7.4 for step in range(0, 3001, 50)]
+    evals = {index: level + 0.02 for index, level in enumerate(levels, start=1) if index % 5 == 1}
+    assert kinds(found(log, trainer_log(levels, evals=evals))) == ["divergence"]
 
 
 def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(log: Path) -> None:

@@ -169,7 +169,9 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
     if len(curves) == 1 and other.steps:
         # One batch may be easy by luck, and validation alone rises by overfitting: the other loss must have risen too.
         best_step = curves[0].steps[curves[0].values.index(min(curves[0].values))]
-        if other.values[-1] < other.near(best_step) + DEFAULT_RULES.divergence_margin / 2:
+        # Of the evaluations the one before: the nearest may have seen the rise.
+        then = (other.before(best_step + 1, 1) or other.values)[0]
+        if other.values[-1] < then + DEFAULT_RULES.divergence_margin / 2:
             return None
     if not run.train.steps:
         # Overfitting raises held-out losses as well, though little by little.
