@@ -2,9 +2,12 @@
 
 import math
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from typing import Any
 
 # 3,2145,2 is a list: none of its parts is taken for the number.
 _INT = rb"\d{1,3}(?:,\d{3})+(?!,?\d)|\d++(?!,\d)"
@@ -24,95 +27,129 @@ MAX_STEP = 10**15
 MEASURED = (1e-9, 1e15)
 """Seconds, epochs and steps a second outside are none; 0 is what a short one rounds to."""
 
+_ALIKE = bytes.maketrans(b"123456789", b"000000000")
+MOST_SHAPES = 1024
+
+
+class _Match:
+    """Where a pattern was found in a line: what this module needs of re.Match."""
+
+    __slots__ = ("_line", "_spans")
+
+    def __init__(self, line: bytes, spans: tuple[tuple[int, int], ...]) -> None:
+        self._line, self._spans = line, spans
+
+    def __getitem__(self, group: int) -> Any:
+        start, end = self._spans[group]
+        return self._line[start:end] if start >= 0 else None
+
+    def start(self, group: int = 0) -> int:
+        return self._spans[group][0]
+
+    def end(self, group: int = 0) -> int:
+        return self._spans[group][1]
+
+
+class _Pattern:
+    """A pattern that is searched for once in all lines that differ in their digits alone, as a log's lines do.
+
+    A digit that it names itself may stand for any.
+    """
+
+    def __init__(self, pattern: bytes) -> None:
+        self.compiled = re.compile(pattern, re.I)
+        self._spans = lru_cache(MOST_SHAPES)(lambda shape: [match.regs for match in self.compiled.finditer(shape)])
+
+    def finditer(self, line: bytes) -> list[_Match]:
+        return [_Match(line, spans) for spans in self._spans(line.translate(_ALIKE))]
+
+    def search(self, line: bytes) -> _Match | None:
+        found = self._spans(line.translate(_ALIKE))
+        return _Match(line, found[0]) if found else None
+
+    def sub(self, change: Callable[[re.Match[bytes]], bytes], line: bytes) -> bytes:
+        return self.compiled.sub(change, line) if self._spans(line.translate(_ALIKE)) else line
+
+
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
-_STEP = re.compile(
+_STEP = _Pattern(
     rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?"
     rb"(step|iter(?:ation)?|it|(?:num_)?updates?|(?<!eval )batch|(?<!\w )steps)\b(?:/max_steps)?(?:\.\.\. \()?"
-    rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
-    re.I,
+    rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT)
 )
 """Of plurals only `steps: 10`: "total steps" and "accumulation steps" are settings."""
-_HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % (_STEP.pattern, _STEP.pattern), re.I)
+_HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % ((_STEP.compiled.pattern,) * 2), re.I)
 """A step above a block of indented lines, or above the losses of an evaluation."""
-_BARE_STEP = re.compile(rb"(\d+) \| ")
-_COUNTED = re.compile(
+_BARE_STEP = _Pattern(rb"\A(\d+) \| ")
+_COUNTED = _Pattern(
     rb"(?:(?<=[\])])(?<!val\))\s*[\[(] *(?=[\d/ ]+[\])])"
     rb"|(?<![\w.])(?=[^/\s]+/ *[\d.]+k?(?: batches| steps| \(epoch|it)\b))([\d.]+k?)(?:it)?/ *([\d.]+k?)"
 )
 """In brackets behind others, Epoch:[0/19](100/24681) or [1][200/735]; 200/2983 batches, 1.25kit/10.0kit."""
-_BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
+_BAR = _Pattern(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
-_LOSS = re.compile(
-    rb"(?:(?<![^\W_])([a-z]+)[ _/.:-]{1,2})?"
+_LOSS = _Pattern(
+    rb"(?:(?<![^\W_])([a-z]++)[ _/.:-]{1,2})?"
     rb"(?:(?<![a-z])(?:loss(?:/train/total)?|nll(?![ _-]?loss))|(?:Language)?Cross[_-]?Entropy(?:Loss)?)"
-    rb"(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?(?: \(curr\))?(?!-\d)%b(%b)" % (_ASSIGN, _NUMBER),
-    re.I,
+    rb"(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?(?: \(curr\))?(?!-\d)%b(%b)" % (_ASSIGN, _NUMBER)
 )
 """Not of a file's name: weights-01-val_loss-3.21.h5."""
-_BOTH = re.compile(
-    rb"(?:loss train: *|train(?:ing)?/val(?:idation)? loss\W{0,3})(%b)(?:, *val: *| ?/ ?)(%b)" % ((_NUMBER,) * 2), re.I
+_BOTH = _Pattern(
+    rb"(?:loss train: *|train(?:ing)?/val(?:idation)? loss\W{0,3})(%b)(?:, *val: *| ?/ ?)(%b)" % ((_NUMBER,) * 2)
 )
 """litgpt's "loss train: 2.85, val: 2.86", and "train/val loss 3.41/3.52"."""
-_TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
+_TERSE = _Pattern(rb"\A\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
-_MEGATRON_VAL = re.compile(
-    rb"validation (?:loss|results) at iteration (\d+).{0,40}\blm[ _]loss(?: value)?:\s*(%b)" % _NUMBER, re.I
+_MEGATRON_VAL = _Pattern(
+    rb"validation (?:loss|results) at iteration (\d+).{0,40}\blm[ _]loss(?: value)?:\s*(%b)" % _NUMBER
 )
-_PERPLEXITY = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
-    % (_ASSIGN, _NUMBER),
-    re.I,
+_PERPLEXITY = _Pattern(
+    rb"(?:(?<![\w])([a-z]++)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
+    % (_ASSIGN, _NUMBER)
 )
-_BARE_LOSS = re.compile(rb"(?<![\w.])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
-_OF_EVALUATION = re.compile(
+_IS_NAMED = re.compile(rb"loss|ntropy|nll|ppl|perplexity|bp[bc]|bits", re.I)
+"""What a text without losses mostly lacks: the patterns for them take twenty times as long."""
+_BARE_LOSS = _Pattern(rb"(?<![\w.])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER)
+_OF_EVALUATION = _Pattern(
     rb"(?<![\w/.-])(?:validat(?:ion|e|ing)|valid|val|eval(?:uat(?:ion|ed|ing))?)(?:\s*[])|:>-]+\s*(?![\d.n])"
-    rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)",
-    re.I,
+    rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)"
 )
 """A line's own heading, "[eval] step 10 loss 3.21" or "| valid | loss 3.21"; not a number's name, "val acc 0.3"."""
 _IN_BITS = re.compile(rb"[ (]{0,2}bits?\b(?!(?:[ /_]*(?:per[ /_]*)?\w+)?\W{0,3}\d)", re.I)
 """A loss's unit; "bits per byte 1.1" is another number's name."""
-_LEARNING_RATE = re.compile(
-    rb"(?<![\w])(?:learning[-_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER),
-    re.I,
+_LEARNING_RATE = _Pattern(
+    rb"(?<![\w])(?:learning[-_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:group ?0|0(?=\)?['\"]?\s*[:=]))\)?)?%b(%b)"
+    % (_ASSIGN, _NUMBER)
 )
 _ROUNDED = re.compile(rb"0?\.0{3,}")
 """A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""
-_GRAD_NORM = re.compile(
-    rb"(?<![\w])(?:(?:total_)?(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?)?norm|g_?norm|grad)%b(%b)" % (_ASSIGN, _NUMBER),
-    re.I,
+_GRAD_NORM = _Pattern(
+    rb"(?<![\w])(?:(?:total_)?(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?)?norm|g_?norm|grad)%b(%b)" % (_ASSIGN, _NUMBER)
 )
-_STEPS_PER_S = re.compile(
-    rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b" % _PLAIN, re.I
+_STEPS_PER_S = _Pattern(rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b" % _PLAIN)
+_STEPS_PER_S_KEY = _Pattern(
+    rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:= ]\s*['\"]?([\d.,]*\d)"
 )
-_STEPS_PER_S_KEY = re.compile(
-    rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:= ]\s*['\"]?([\d.,]*\d)", re.I
+_S_PER_STEP = _Pattern(rb"%b\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN)
+_STEP_TIME = _Pattern(
+    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN
 )
-_S_PER_STEP = re.compile(rb"%b\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN, re.I)
-_STEP_TIME = re.compile(
-    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN,
-    re.I,
-)
-_STEP_TIME_UNIT = re.compile(rb"(?:iter(?:ation)?|step)(?: time)? \((ms|s)\): *([\d.,]*\d)")
-_ELAPSED = re.compile(
+_STEP_TIME_UNIT = _Pattern(rb"(?:iter(?:ation)?|step)(?: time)? \((ms|s)\): *([\d.,]*\d)")
+_ELAPSED = _Pattern(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
-    rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN,
-    re.I,
+    rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN
 )
-_BARE_MS = re.compile(rb"(?<!\w)%b ?ms\b" % _PLAIN, re.I)
-_BARE_S = re.compile(
-    rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I
-)
-_COMPOUND = re.compile(
-    rb"(?<![\w.,:])(?:(\d+) ?h(?:ours?|rs?)?[ ,]*)?(\d+) ?m(?:in(?:ute)?s?)?[ ,]*(\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?\b",
-    re.I,
+_BARE_MS = _Pattern(rb"(?<!\w)%b ?ms\b" % _PLAIN)
+_BARE_S = _Pattern(rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN)
+_COMPOUND = _Pattern(
+    rb"(?<![\w.,:])(?:(\d+) ?h(?:ours?|rs?)?[ ,]*)?(\d+) ?m(?:in(?:ute)?s?)?[ ,]*(\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?\b"
 )
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
-_CLOCK = re.compile(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])", re.I)
-_ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
-_EPOCH = re.compile(rb"(?<![\w])epoch(?:\(train\))?['\"]?\s*[:=#]?\s*\[?['\"]?\s*([\d.]+)", re.I)
-_TIME_STAMP = re.compile(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
+_CLOCK = _Pattern(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])")
+_ETA = _Pattern(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b")
+_EPOCH = _Pattern(rb"(?<![\w])epoch(?:\(train\))?['\"]?\s*[:=#]?\s*\[?['\"]?\s*([\d.]+)")
+_TIME_STAMP = _Pattern(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
@@ -182,7 +219,15 @@ class LogRow:
     @property
     def has_loss(self) -> bool:
         """Whether a loss is there, or the perplexity or bits that it is computed from."""
-        return any(getattr(self, name) is not None for name in LOSS_NAMES)
+        losses = (
+            self.train_loss,
+            self.val_loss,
+            self.train_perplexity,
+            self.val_perplexity,
+            self.train_bits,
+            self.val_bits,
+        )
+        return losses != (None,) * 6
 
     @property
     def says_something(self) -> bool:
@@ -267,27 +312,27 @@ def _read_step(row: LogRow, line: bytes) -> None:
         # "iter 100 step 25": with accumulation iterations are not optimizer steps.
         if found is None or (match[1].lower() == b"step" and found[1].lower() != b"step"):
             found = match
-    row.iteration = iteration and _step(iteration[2])
+    row.iteration = _step(iteration[2]) if iteration else None
     if bar:
         row.is_bar = found is None
-        hours, minutes, seconds = (_float(part or b"0") for part in bar.groups()[2:])
+        hours, minutes, seconds = (_float(bar[part] or b"0") for part in (3, 4, 5))
         row.bar_s = if_measured(hours * 3600 + minutes * 60 + seconds)
         row.step, row.total_steps = _step(bar[1]), _step(bar[2])
     if found:
         row.step = _step(found[2])
         row.total_steps = _step(found[3]) if found[3] else None
-    elif not bar and (bare := _BARE_STEP.match(line)):
+    elif not bar and (bare := _BARE_STEP.search(line)):
         row.step = _step(bare[1])
     elif not bar and b"/" in line and (counted := _COUNTED.search(line)):
         row.step, row.total_steps = _step(counted[1]), _step(counted[2])
-    if _has(line, b"poch", b"POCH") and (epoch := _EPOCH.search(line)):
+    if epoch := _EPOCH.search(line):
         row.epoch = _measured(epoch[1])
 
 
 def _read_losses(row: LogRow, line: bytes) -> None:
-    if terse := _TERSE.match(line):
+    if terse := _TERSE.search(line):
         row.step = _step(terse[1])
-        _set(row, "train_loss" if terse[2] in (b"train", b"trl") else "val_loss", terse, 3, line)
+        _set(row, "train_loss" if terse[2].lower() in (b"train", b"trl") else "val_loss", terse, 3, line)
         return
     if b" at iteration" in line and (megatron_val := _MEGATRON_VAL.search(line)):
         row.step = _step(megatron_val[1])
@@ -297,7 +342,8 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, "train_loss", both, 1, line)
         _set(row, "val_loss", both, 2, line)
     unnamed = None
-    losses = _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy", b"nll", b"NLL") else ()
+    is_named = _IS_NAMED.search(line)
+    losses = _LOSS.finditer(line) if is_named else ()
     # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
     for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
@@ -317,7 +363,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         if first and _IN_BITS.match(line, match.end()):
             setattr(row, name, getattr(row, name) * math.log(2))
         unnamed = match.start(3) if not after and before not in _TRAIN_WORDS else unnamed
-    for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity", b"bp", b"its") else ():
+    for match in _PERPLEXITY.finditer(line) if is_named else ():
         side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
         _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
     if not row.has_loss and row.step is not None and b"rain" in line:
@@ -325,18 +371,14 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         for match in _BARE_LOSS.finditer(line):
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
     has_val = (row.val_loss, row.val_perplexity, row.val_bits) != (None, None, None)
-    if unnamed is not None and not has_val and _OF_EVALUATION.search(line, 0, unnamed):
+    if unnamed is not None and not has_val and _OF_EVALUATION.search(line[:unnamed]):
         row.val_loss, row.train_loss = row.train_loss, None
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
         row.val_perplexity, row.train_perplexity = row.val_perplexity or row.train_perplexity, None
 
 
-def _has(line: bytes, *words: bytes) -> bool:
-    return any(word in line for word in words)
-
-
-def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:
+def _set(row: LogRow, name: str, match: _Match, group: int, line: bytes) -> None:
     text = match[group]
     if getattr(row, name) is not None:
         return
@@ -349,8 +391,7 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 
 def _read_times(row: LogRow, line: bytes) -> None:
-    line = _COMPOUND.sub(_in_seconds, line)
-    line = _CLOCK.sub(_in_seconds, line) if _has(line, b"lapsed", b"all") else line
+    line = _CLOCK.sub(_in_seconds, _COMPOUND.sub(_in_seconds, line))
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
     if with_unit := _STEP_TIME_UNIT.search(line):
@@ -377,7 +418,7 @@ def _in_seconds(match: re.Match[bytes]) -> bytes:
     return b"%b%.2fs" % (b"".join(before), 3600 * _float(hours) + 60 * _float(minutes) + _float(seconds))
 
 
-def _scaled(match: re.Match[bytes]) -> float | None:
+def _scaled(match: _Match) -> float | None:
     return if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
