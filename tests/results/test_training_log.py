@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from results.diagnosis.logs import training_log
-from results.diagnosis.logs.lines import read_line, read_owner_progress, with_decimal_points
+from results.diagnosis.logs.lines import read_line, with_decimal_points
 from results.diagnosis.logs.training_log import log_in, read_training_log
 from results.diagnosis.render import report_of_trace
 from results.diagnosis.run_view import Context
@@ -44,15 +44,6 @@ def at(trace: RunTrace, step: int) -> dict[str, float | None]:
     index = trace.steps.index(step)
     columns = ("train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s")
     return {name: getattr(trace, name)[index] for name in columns if getattr(trace, name)[index] is not None}
-
-
-def test_a_bare_progress_line_is_the_row_that_any_line_would_be() -> None:
-    for line in (
-        b"step 25/5000 (0.5%) | 0.66 steps/sec | ETA: 126.3m\n",
-        b"step 7/9 (77.8%) | 0.00 steps/sec | ETA: 0.0m",
-    ):
-        assert read_owner_progress(line) == read_line(line)
-    assert read_owner_progress(b"step 1/9 (11.1%) | loss 3.2 | 0.66 steps/sec | ETA: 1.0m") is None
 
 
 def test_the_owners_lines(log: Path) -> None:

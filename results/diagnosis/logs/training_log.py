@@ -18,7 +18,6 @@ from results.diagnosis.logs.lines import (
     LogRow,
     read_heading,
     read_line,
-    read_owner_progress,
     read_summary,
     with_decimal_points,
 )
@@ -227,7 +226,7 @@ class _Reader:
         # Spaces clear a bar.
         is_cleared, self._is_cleared = self._is_cleared, line.isspace() and len(line) > 10
         step = self._heading if line[:1] in b" \t" else None
-        row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
+        row = json_line(line) or read_line(line, step=step)
         if row is None:
             self._read_other(line)
             return
