@@ -123,7 +123,7 @@ def test_a_folder_gives_the_weights_saved_in_it(
     model = load_model(name, dropout=0.1, seed=7)
     assert_same_weights(model, make_model(family))
     assert model.training
-    assert context_limit(model) == 64
+    assert context_limit(model.config) == 64
     own = load_tokenizer(name, [])
     assert own.encode("some words").ids == tokenizer.encode("some words").ids
     check_model(model, name, block_size=64, eval_block_size=64, vocab_size=own.get_vocab_size())
@@ -395,7 +395,7 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     model = load(base)
     frozen = {name.split(".")[1] for name, weight in model.named_parameters() if not weight.requires_grad}
     trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
-    assert (model.config.text_config.attention_dropout, context_limit(model)) == (0.1, 64)
+    assert (model.config.text_config.attention_dropout, context_limit(model.config)) == (0.1, 64)
     assert (frozen, trained) == ({"vision_tower", "multi_modal_projector"}, {"language_model"})
     assert layers_of(model) is model.get_decoder().layers
     assert check_frozen(model).status == "pass"
@@ -447,6 +447,8 @@ def test_a_vocabulary_is_as_large_as_the_model_says(make_model: MakeModel, tmp_p
     make_model("llama").save_pretrained(tmp_path / "mine")
     assert [vocab_size_of(name) for name in ("tiny", "gpt2-scratch", str(tmp_path / "mine"))] == [2048, 50_257, 300]
     assert vocab_size_of("nobody/nothing") is None
+    (tmp_path / "mine" / "config.json").write_text('{"text_config": "none"}')
+    assert vocab_size_of(str(tmp_path / "mine")) is None
 
 
 def test_the_shipped_model_is_found_and_small_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,9 @@ def vocab_size_of(name: str) -> int | None:
         return PRESETS[name]["vocab_size"]
     folder = files_folder(name)
     config = folder and json_object(folder / "config.json")
-    size = config and (config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size"))
-    return size if isinstance(size, int) else None
+    parts = (config, config.get("text_config")) if config else ()
+    sizes = (part.get("vocab_size") for part in parts if isinstance(part, dict))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def is_to_fetch(name: str) -> bool:
