@@ -2,12 +2,11 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
 
 # 3,2145,2 is a list: none of its parts is taken for the number.
 _INT = rb"\d{1,3}(?:,\d{3})+(?!,?\d)|\d++(?!,\d)"
@@ -34,44 +33,21 @@ def _shape(line: bytes) -> bytes:
     return line.translate(_ALIKE)
 
 
-class _Match:
-    """Where a pattern was found in a line: what this module needs of re.Match."""
-
-    __slots__ = ("_line", "_spans")
-
-    def __init__(self, line: bytes, spans: tuple[tuple[int, int], ...]) -> None:
-        self._line, self._spans = line, spans
-
-    def __getitem__(self, group: int) -> Any:
-        start, end = self._spans[group]
-        return self._line[start:end] if start >= 0 else None
-
-    def start(self, group: int = 0) -> int:
-        return self._spans[group][0]
-
-    def end(self, group: int = 0) -> int:
-        return self._spans[group][1]
-
-
 class _Pattern:
-    """A pattern that is searched for once in all lines that differ in their digits alone, as a log's lines do.
-
-    A digit that it names itself may stand for any.
-    """
+    """A pattern that is looked for once in all lines that differ in their digits alone, as most of a log's do."""
 
     def __init__(self, pattern: bytes) -> None:
         self.compiled = re.compile(pattern, re.I)
-        self._spans = lru_cache(MOST_SHAPES)(lambda shape: [match.regs for match in self.compiled.finditer(shape)])
+        self._starts = lru_cache(MOST_SHAPES)(lambda shape: [found.start() for found in self.compiled.finditer(shape)])
 
-    def finditer(self, line: bytes) -> list[_Match]:
-        return [_Match(line, spans) for spans in self._spans(_shape(line))]
+    def finditer(self, line: bytes) -> Iterator[re.Match[bytes]]:
+        return filter(None, (self.compiled.match(line, start) for start in self._starts(_shape(line))))
 
-    def search(self, line: bytes) -> _Match | None:
-        found = self._spans(_shape(line))
-        return _Match(line, found[0]) if found else None
+    def search(self, line: bytes) -> re.Match[bytes] | None:
+        return next(self.finditer(line), None)
 
     def sub(self, change: Callable[[re.Match[bytes]], bytes], line: bytes) -> bytes:
-        return self.compiled.sub(change, line) if self._spans(_shape(line)) else line
+        return self.compiled.sub(change, line) if self._starts(_shape(line)) else line
 
 
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
@@ -122,8 +98,7 @@ _OF_EVALUATION = _Pattern(
 _IN_BITS = re.compile(rb"[ (]{0,2}bits?\b(?!(?:[ /_]*(?:per[ /_]*)?\w+)?\W{0,3}\d)", re.I)
 """A loss's unit; "bits per byte 1.1" is another number's name."""
 _LEARNING_RATE = _Pattern(
-    rb"(?<![\w])(?:learning[-_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:group ?0|0(?=\)?['\"]?\s*[:=]))\)?)?%b(%b)"
-    % (_ASSIGN, _NUMBER)
+    rb"(?<![\w])(?:learning[-_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER)
 )
 _ROUNDED = re.compile(rb"0?\.0{3,}")
 """A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""
@@ -307,7 +282,7 @@ def _read_step(row: LogRow, line: bytes) -> None:
     row.iteration = _step(iteration[2]) if iteration else None
     if bar:
         row.is_bar = found is None
-        hours, minutes, seconds = (_float(bar[part] or b"0") for part in (3, 4, 5))
+        hours, minutes, seconds = (_float(part or b"0") for part in bar.groups()[2:])
         row.bar_s = if_measured(hours * 3600 + minutes * 60 + seconds)
         row.step, row.total_steps = _step(bar[1]), _step(bar[2])
     if found:
@@ -370,7 +345,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         row.val_perplexity, row.train_perplexity = row.val_perplexity or row.train_perplexity, None
 
 
-def _set(row: LogRow, name: str, match: _Match, group: int, line: bytes) -> None:
+def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:
     text = match[group]
     if getattr(row, name) is not None:
         return
@@ -410,7 +385,7 @@ def _in_seconds(match: re.Match[bytes]) -> bytes:
     return b"%b%.2fs" % (b"".join(before), 3600 * _float(hours) + 60 * _float(minutes) + _float(seconds))
 
 
-def _scaled(match: _Match) -> float | None:
+def _scaled(match: re.Match[bytes]) -> float | None:
     return if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
