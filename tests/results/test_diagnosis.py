@@ -500,6 +500,16 @@ def test_a_held_out_loss_that_is_lost_alone_is_the_evaluations(log: Path) -> Non
     assert "the evaluation is at fault" in finding.next_step
 
 
+def test_a_policys_loss_in_four_decimals_is_no_stall(log: Path) -> None:
+    assert found(log, trainer_log([0.0, *[0.0001] * 40, *[0.0002] * 20], rate=1e-6)) == []
+
+
+def test_a_sum_over_a_batch_beside_a_mean_is_no_loss_that_is_too_low(log: Path) -> None:
+    losses = [16 * (3.3 + 7 * math.exp(-index / 30)) for index in range(150)]
+    (finding, *_) = found(log, trainer_log(losses, evals={75: 3.9, 150: 3.4}))
+    assert finding.kind == "impossible_initial_loss"
+
+
 def test_a_loss_of_0_with_a_gradient_is_a_policys(log: Path) -> None:
     gauss = random.Random(0).gauss
     assert found(log, trainer_log([abs(gauss(0, 0.01)) for _ in range(60)], rate=5e-7)) == []
@@ -713,6 +723,16 @@ def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(
     where = "check the text that was read there, which is token 513,024 of training if it is read in order"
     assert finding.next_step.startswith(where)
     assert 501 * 8 * 128 == 513_024
+
+
+def test_random_weights_that_have_learned_little_in_thousands_of_steps_are_slow_at_any_rate(log: Path) -> None:
+    def text(end: float, steps: int) -> str:
+        rows = range(0, steps + 1, 20)
+        return "".join(f"step {step} loss {10.95 - (10.95 - end) * step / steps:.4f} | ok\n" for step in rows)
+
+    (finding,) = found(log, text(9.9, 3000))
+    assert (finding.kind, confidence_word(finding.confidence)) == ("plateau", "possible")
+    assert found(log, text(9.9, 1000)) == found(log, text(8.9, 3000)) == []
 
 
 def test_where_no_learning_rate_is_recorded_the_cause_of_a_plateau_is_not_guessed(log: Path) -> None:

@@ -8,14 +8,12 @@ from itertools import pairwise
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, spike_finding, spikes_of
-from results.diagnosis.rules.update import falls_since, rate_jump
+from results.diagnosis.rules.update import FALLEN_NATS, falls_since, rate_jump
 from results.diagnosis.run_view import RunView, noise_sd
 from results.diagnosis.trace import Column
 from trainable.stability import DEFAULT_RULES
 
 HIDDEN_ROWS = 3
-FALLEN_NATS = 0.01
-"""A training loss below that becomes 0 in four decimals has fallen there."""
 RESUME_ROWS = 8
 JUMP_ROWS = 60
 
