@@ -124,6 +124,7 @@ _COMPOUND = _Pattern(
     rb"(?<![\w.,:])(?:(\d+) ?h(?:ours?|rs?)?[ ,]*)?(\d+) ?m(?:in(?:ute)?s?)?[ ,]*(\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?\b"
 )
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
+_EVALUATION_TIME = _Pattern(rb"\b(?:val|eval)\w* time%b[\d.,]*\d ?m?s\b" % _ASSIGN)
 _CLOCK = _Pattern(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])")
 _ETA = _Pattern(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b")
 _EPOCH = _Pattern(rb"(?<![\w])epoch(?:\(train\))?['\"]?\s*[:=#]?\s*\[?['\"]?\s*([\d.]+)")
@@ -358,7 +359,7 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 
 def _read_times(row: LogRow, line: bytes) -> None:
-    line = _CLOCK.sub(_in_seconds, _COMPOUND.sub(_in_seconds, line))
+    line = _CLOCK.sub(_in_seconds, _COMPOUND.sub(_in_seconds, _EVALUATION_TIME.sub(lambda _: b"", line)))
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
     if with_unit := _STEP_TIME_UNIT.search(line):
