@@ -715,3 +715,6 @@ def test_litgpts_older_lines_have_a_loss(tmp_path: Path) -> None:
     trace = read_training_log(log)
     assert trace.series("train_loss") == ([1, 2, 3, 4, 5], [1.9, 1.8, 1.7, 1.6, 1.5])
     assert trace.series("val_loss") == ([], [])
+    row = read_line(b"iter 20: val loss 1.7258, val time: 3778.02 ms")
+    assert row is not None
+    assert (row.val_loss, row.step_time_s) == (1.7258, None)
