@@ -62,7 +62,7 @@ _HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % ((_STEP.compil
 _BARE_STEP = _Pattern(rb"\A(\d+) \| ")
 _COUNTED = _Pattern(
     rb"(?:(?<=[\])])(?<!val\))\s*[\[(] *(?=[\d/ ]+[\])])"
-    rb"|(?<![\w.])(?=[^/\s]+/ *[\d.]+k?(?: batches| steps| \(epoch|it)\b))([\d.]+k?)(?:it)?/ *([\d.]+k?)"
+    rb"|(?<![\w.])(?=[\d.k]+(?:it)?/ *[\d.k]+(?: batches| steps| \(epoch|it)\b))([\d.]+k?)(?:it)?/ *([\d.]+k?)"
 )
 """In brackets behind others, Epoch:[0/19](100/24681) or [1][200/735]; 200/2983 batches, 1.25kit/10.0kit."""
 _BAR = _Pattern(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
