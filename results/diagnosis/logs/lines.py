@@ -14,7 +14,7 @@ _COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
 # Behind a digit a number cannot begin: a search from every digit of a long run would take the square of its length.
-_PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
+_PLAIN = rb"(?<![\d.,])(?P<number>[\d.,]*\d)"
 _ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:(?:j?np\.)?(?:tensor|array|float\d+)\(|\[)?\s*['\"]?\s*"
 
 EPOCH_HEADER = re.compile(rb"\W{0,12}epoch\W{1,3}(\d+)", re.I)
@@ -109,14 +109,15 @@ _STEPS_PER_S = _Pattern(rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/
 _STEPS_PER_S_KEY = _Pattern(
     rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:= ]\s*['\"]?([\d.,]*\d)"
 )
-_S_PER_STEP = _Pattern(rb"%b\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN)
+_S_PER_STEP = _Pattern(rb"%b\s*(?P<unit>ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN)
 _STEP_TIME = _Pattern(
-    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN
+    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b(?P<number>[\d.,]*\d)\s*(?P<unit>ms|s)\b"
+    % _ASSIGN
 )
-_STEP_TIME_UNIT = _Pattern(rb"(?:iter(?:ation)?|step)(?: time)? \((ms|s)\): *([\d.,]*\d)")
+_STEP_TIME_UNIT = _Pattern(rb"(?:iter(?:ation)?|step)(?: time)? \((?P<unit>ms|s)\): *(?P<number>[\d.,]*\d)")
 _ELAPSED = _Pattern(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
-    rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN
+    rb"%b(?P<number>[\d.,]*\d)\s*(?P<unit>ms|s|sec|m|min|h)\b" % _ASSIGN
 )
 _BARE_MS = _Pattern(rb"(?<!\w)%b ?ms\b" % _PLAIN)
 _BARE_S = _Pattern(rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN)
@@ -126,7 +127,12 @@ _COMPOUND = _Pattern(
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
 _EVALUATION_TIME = _Pattern(rb"\b(?:val|eval)\w* time%b[\d.,]*\d ?m?s\b" % _ASSIGN)
 _CLOCK = _Pattern(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])")
-_ETA = _Pattern(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b")
+_ETA = _Pattern(rb"\bETA:?\s*(?P<number>[\d.]+)\s*(?P<unit>s|m|h)\b")
+_TIMES = (
+    *(("step_time_s", pattern) for pattern in (_STEP_TIME_UNIT, _S_PER_STEP, _STEP_TIME)),
+    *(("elapsed_s", _ELAPSED), ("eta_s", _ETA)),
+)
+"""By the field that they say, the surest first."""
 _EPOCH = _Pattern(rb"(?<![\w])epoch(?:\(train\))?['\"]?\s*[:=#]?\s*\[?['\"]?\s*([\d.]+)")
 _TIME_STAMP = _Pattern(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
@@ -362,19 +368,14 @@ def _read_times(row: LogRow, line: bytes) -> None:
     line = _CLOCK.sub(_in_seconds, _COMPOUND.sub(_in_seconds, _EVALUATION_TIME.sub(lambda _: b"", line)))
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
-    if with_unit := _STEP_TIME_UNIT.search(line):
-        row.step_time_s = if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
-    for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
-        match = pattern.search(line)
-        if match and getattr(row, name) is None:
-            setattr(row, name, _scaled(match))
+    for name, pattern in _TIMES:
+        if getattr(row, name) is None and (match := pattern.search(line)):
+            setattr(row, name, if_measured(_float(match["number"]) * _SECONDS[match["unit"].lower()]))
     if row.step_time_s is None and row.elapsed_s is None:
         if bare_ms := _BARE_MS.search(line):
             row.step_time_s = if_measured(_float(bare_ms[1]) / 1000)
         elif bare_s := _BARE_S.search(line):
             row.bare_s = _measured(bare_s[1])
-    if eta := _ETA.search(line):
-        row.eta_s = _scaled(eta)
     if stamp := _TIME_STAMP.search(line[:80]):
         # What is of no calendar is a version or an identifier.
         with suppress(ValueError):
@@ -384,10 +385,6 @@ def _read_times(row: LogRow, line: bytes) -> None:
 def _in_seconds(match: re.Match[bytes]) -> bytes:
     *before, hours, minutes, seconds = match.groups(b"0")
     return b"%b%.2fs" % (b"".join(before), 3600 * _float(hours) + 60 * _float(minutes) + _float(seconds))
-
-
-def _scaled(match: re.Match[bytes]) -> float | None:
-    return if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
 def _step(text: bytes) -> int | None:
