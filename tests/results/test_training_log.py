@@ -718,3 +718,6 @@ def test_litgpts_older_lines_have_a_loss(tmp_path: Path) -> None:
     row = read_line(b"iter 20: val loss 1.7258, val time: 3778.02 ms")
     assert row is not None
     assert (row.val_loss, row.step_time_s) == (1.7258, None)
+    row = read_line(b"Step 10 loss: 3.2 Iter time (MS): 251.0")
+    assert row is not None
+    assert row.step_time_s == 0.251

@@ -111,8 +111,8 @@ _STEPS_PER_S_KEY = _Pattern(
 )
 _S_PER_STEP = _Pattern(rb"%b\s*(?P<unit>ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN)
 _STEP_TIME = _Pattern(
-    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b(?P<number>[\d.,]*\d)\s*(?P<unit>ms|s)\b"
-    % _ASSIGN
+    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b(?P<number>[\d.,]*\d)\s*%b\b"
+    % (_ASSIGN, rb"(?P<unit>ms|s)")
 )
 _STEP_TIME_UNIT = _Pattern(rb"(?:iter(?:ation)?|step)(?: time)? \((?P<unit>ms|s)\): *(?P<number>[\d.,]*\d)")
 _ELAPSED = _Pattern(
