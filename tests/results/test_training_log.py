@@ -1,4 +1,5 @@
 import gzip
+import json
 import math
 import os
 import re
@@ -528,6 +529,16 @@ def test_a_line_of_an_evaluation_has_a_held_out_loss(line: str) -> None:
     row = read_line(line.encode())
     assert row is not None
     assert (row.train_loss, row.val_loss) == (None, 3.4)
+
+
+@pytest.mark.parametrize("form", ["state", "list"])
+def test_of_a_json_document_that_was_cut_short_what_is_whole_is_read(tmp_path: Path, form: str) -> None:
+    history = [{"epoch": step / 90, "loss": 3.9 - step / 100, "step": step} for step in range(10, 100, 10)]
+    document = json.dumps({"best_metric": None, "log_history": history} if form == "state" else history, indent=2)
+    (tmp_path / "trainer_state.json").write_text(document[: document.index('"step": 80')])
+    trace = read_training_log(tmp_path / "trainer_state.json")
+    assert trace.steps == tuple(range(10, 71, 10))
+    assert trace.train_loss[-1] == 3.2
 
 
 @pytest.mark.parametrize(

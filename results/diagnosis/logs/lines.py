@@ -109,12 +109,13 @@ _STEPS_PER_S = _Pattern(rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/
 _STEPS_PER_S_KEY = _Pattern(
     rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:= ]\s*['\"]?([\d.,]*\d)"
 )
-_S_PER_STEP = _Pattern(rb"%b\s*(?P<unit>ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN)
+_MS_OR_S = rb"(?P<unit>ms|s)"
+_S_PER_STEP = _Pattern(rb"%b\s*%b(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % (_PLAIN, _MS_OR_S))
 _STEP_TIME = _Pattern(
     rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b(?P<number>[\d.,]*\d)\s*%b\b"
-    % (_ASSIGN, rb"(?P<unit>ms|s)")
+    % (_ASSIGN, _MS_OR_S)
 )
-_STEP_TIME_UNIT = _Pattern(rb"(?:iter(?:ation)?|step)(?: time)? \((?P<unit>ms|s)\): *(?P<number>[\d.,]*\d)")
+_STEP_TIME_UNIT = _Pattern(rb"(?:iter(?:ation)?|step)(?: time)? \(%b\): *(?P<number>[\d.,]*\d)" % _MS_OR_S)
 _ELAPSED = _Pattern(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
     rb"%b(?P<number>[\d.,]*\d)\s*(?P<unit>ms|s|sec|m|min|h)\b" % _ASSIGN

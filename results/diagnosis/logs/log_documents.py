@@ -24,7 +24,7 @@ def json_rows(text: str, metric: str) -> tuple[list[LogRow], dict[str, str]] | N
     metric: the third column's name in TensorBoard's export, lists of wall time, step and value.
     """
     try:
-        document = json.loads(text)
+        document = _loaded(text)
     except (ValueError, RecursionError):
         return None
     objects = document.get("log_history") if isinstance(document, dict) else document
@@ -36,6 +36,18 @@ def json_rows(text: str, metric: str) -> tuple[list[LogRow], dict[str, str]] | N
     if not rows:
         return None
     return rows, _announced(document) if isinstance(document, dict) else {}
+
+
+def _loaded(text: str) -> Any:
+    """The document; of one that was cut short, as where a disk was full, what is whole. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        # JSON lines fail at their second.
+        if error.pos < len(text) - MAX_LINE_BYTES:
+            raise
+        whole = text[: text.rfind("}") + 1]
+        return json.loads(whole + ("]}" if text.lstrip()[:1] == "{" else "]"))
 
 
 def json_line(line: bytes) -> LogRow | None:
