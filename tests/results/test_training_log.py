@@ -2,6 +2,7 @@ import gzip
 import json
 import math
 import os
+import random
 import re
 import struct
 from pathlib import Path
@@ -529,6 +530,18 @@ def test_a_line_of_an_evaluation_has_a_held_out_loss(line: str) -> None:
     row = read_line(line.encode())
     assert row is not None
     assert (row.train_loss, row.val_loss) == (None, 3.4)
+
+
+def test_the_lines_of_processes_that_are_not_in_step_are_one_run(log: Path) -> None:
+    late = random.Random(0).gauss
+    lines = sorted((step + abs(late(0, 20)), rank, step) for step in range(0, 1000, 10) for rank in range(4))
+    text = "".join(f"{rank}: step {step} loss {4 - step / 1000 + rank / 100:.4f} | ok\n" for _, rank, step in lines)
+    trace = read(log, text)
+    assert trace.steps == tuple(range(0, 1000, 10))
+    assert (trace.restarts, trace.earlier_runs) == ((), ())
+    assert any("several processes" in note for note in trace.notes)
+    epochs = "".join(f"epoch {epoch} step {step} loss 3.{step} | ok\n" for epoch in range(9) for step in (1, 2, 3))
+    assert len(read(log, epochs).steps) == 27
 
 
 @pytest.mark.parametrize("form", ["state", "list"])

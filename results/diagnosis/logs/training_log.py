@@ -23,6 +23,7 @@ from results.diagnosis.logs.lines import (
 )
 from results.diagnosis.logs.log_documents import json_line, json_rows, table_header, table_rows
 from results.diagnosis.logs.runs import (
+    are_mixed,
     drop_carried,
     drop_cut_numbers,
     drop_placeholders,
@@ -302,6 +303,9 @@ class _Reader:
         in_nats(rows, self.notes)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
+        if are_mixed(rows):
+            rows = _in_order(rows)
+            self.notes.append("lines of several processes stand mixed: of each step the first that it printed is read")
         if self._error:
             self.announced["error"] = self._error
         if self._overflow_lines:
@@ -368,6 +372,13 @@ class _Reader:
                 # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.
                 self.announced[name] = value
             self.announced.setdefault(name, value)
+
+
+def _in_order(rows: list[LogRow]) -> list[LogRow]:
+    by_step: dict[int, LogRow] = {}
+    for row in sorted(rows, key=step_of):
+        _fill(by_step.setdefault(step_of(row), row), row)
+    return list(by_step.values())
 
 
 def _fill(row: LogRow, other: LogRow) -> None:
