@@ -80,9 +80,6 @@ _BOTH = _Pattern(
 """litgpt's "loss train: 2.85, val: 2.86", and "train/val loss 3.41/3.52"."""
 _TERSE = _Pattern(rb"\A\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
-_MEGATRON_VAL = _Pattern(
-    rb"validation (?:loss|results) at iteration (\d+).{0,40}\blm[ _]loss(?: value)?:\s*(%b)" % _NUMBER
-)
 _PERPLEXITY = _Pattern(
     rb"(?:(?<![\w])([a-z]++)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
     % (_ASSIGN, _NUMBER)
@@ -92,7 +89,7 @@ _IS_NAMED = _Pattern(rb"loss|ntropy|nll|ppl|perplexity|bp[bc]|bits")
 _BARE_LOSS = _Pattern(rb"(?<![\w.])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER)
 _OF_EVALUATION = _Pattern(
     rb"(?<![\w/.-])(?:validat(?:ion|e|ing)|valid|val|eval(?:uat(?:ion|ed|ing))?)(?:\s*[])|:>-]+\s*(?![\d.n])"
-    rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)"
+    rb"|\s+(?:loss )?(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)"
 )
 """A line's own heading, "[eval] step 10 loss 3.21" or "| valid | loss 3.21"; not a number's name, "val acc 0.3"."""
 _IN_BITS = re.compile(rb"[ (]{0,2}bits?\b(?!(?:[ /_]*(?:per[ /_]*)?\w+)?\W{0,3}\d)", re.I)
@@ -152,8 +149,9 @@ _SEPARATOR = re.compile(rb"(?<=\d)[.,](?=\d)")
 _SWAPPED = {b".": b",", b",": b"."}
 
 VAL_WORDS = frozenset(b"val valid validation validate eval evaluation test dev held heldout holdout va vld tel".split())
-_TRAIN_WORDS = frozenset(b"train training lm ce xent batch step mean avg average curr current".split())
-_KNOWN_WORDS = VAL_WORDS | _TRAIN_WORDS | {b"loss", b"total"}
+_TRAIN_WORDS = frozenset(b"train training ce xent batch step mean avg average curr current".split())
+_VERBS = (b"", b"is", b"was", b"value")
+_KNOWN_WORDS = VAL_WORDS | _TRAIN_WORDS | {b"loss", b"total", b"lm"}
 OTHER_WORDS = frozenset(
     b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance balancing router reg"
     b" target"
@@ -309,10 +307,6 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         row.step = _step(terse[1])
         _set(row, "train_loss" if terse[2].lower() in (b"train", b"trl") else "val_loss", terse, 3, line)
         return
-    if b" at iteration" in line and (megatron_val := _MEGATRON_VAL.search(line)):
-        row.step = _step(megatron_val[1])
-        _set(row, "val_loss", megatron_val, 2, line)
-        return
     if b"val" in line and (both := _BOTH.search(line)):
         _set(row, "train_loss", both, 1, line)
         _set(row, "val_loss", both, 2, line)
@@ -329,7 +323,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
             continue
         if words & VAL_WORDS:
             name = "val_loss"
-        elif words & _TRAIN_WORDS or after in (b"", b"is", b"was"):
+        elif words & _TRAIN_WORDS or after in _VERBS:
             name = "train_loss"
         else:
             continue
@@ -337,7 +331,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, name, match, 3, line)
         if first and _IN_BITS.match(line, match.end()):
             setattr(row, name, getattr(row, name) * math.log(2))
-        unnamed = match.start(3) if not after and before not in _TRAIN_WORDS else unnamed
+        unnamed = match.start(3) if after in _VERBS and before not in _TRAIN_WORDS else unnamed
     for match in _PERPLEXITY.finditer(line) if is_named else ():
         side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
         _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
