@@ -726,13 +726,15 @@ def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(
 
 
 def test_random_weights_that_have_learned_little_in_thousands_of_steps_are_slow_at_any_rate(log: Path) -> None:
-    def text(end: float, steps: int) -> str:
+    def text(end: float, steps: int, start: float = 10.95) -> str:
         rows = range(0, steps + 1, 20)
-        return "".join(f"step {step} loss {10.95 - (10.95 - end) * step / steps:.4f} | ok\n" for step in rows)
+        return "".join(f"step {step} loss {start - (start - end) * step / steps:.4f} | ok\n" for step in rows)
 
     (finding,) = found(log, text(9.9, 3000))
     assert (finding.kind, confidence_word(finding.confidence)) == ("plateau", "possible")
     assert found(log, text(9.9, 1000)) == found(log, text(8.9, 3000)) == []
+    # No language model's, for all that is known.
+    assert found(log, text(11.0, 3000, start=12.2)) == []
 
 
 def test_where_no_learning_rate_is_recorded_the_cause_of_a_plateau_is_not_guessed(log: Path) -> None:

@@ -128,7 +128,7 @@ def _is_slow(run: RunView, level: float, floor: float) -> bool:
     rate = run.peak_lr
     learned_little = run.start_loss is not None and run.start_loss - level < 1.5
     half_done = run.done_frac is None or run.done_frac >= 0.5
-    is_low = run.last_step >= LONG_STEPS if rate is None else rate <= TOO_LOW_SCRATCH
+    is_low = run.from_scratch and run.last_step >= LONG_STEPS if rate is None else rate <= TOO_LOW_SCRATCH
     return is_low and learned_little and half_done and level > floor
 
 
