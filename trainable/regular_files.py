@@ -34,10 +34,8 @@ def file_type(path: Path) -> int | None:
 def read_regular(path: Path) -> bytes:
     """Return the bytes of a file. Raises OSError, also for what is no regular file (a pipe say) or far too large."""
     # Whoever opens a pipe waits for its writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         found = os.fstat(file.fileno())
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if found.st_size > MAX_FILE_BYTES:

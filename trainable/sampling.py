@@ -79,7 +79,7 @@ def sample(
     ids = prompt_ids(tokenizer, prompt)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    limit, vocab_size = context_limit(model), tokenizer.get_vocab_size(with_added_tokens=True)
+    limit, vocab_size = context_limit(model.config), tokenizer.get_vocab_size(with_added_tokens=True)
     ends = model.config.get_text_config().eos_token_id
     ends = set(ends) if isinstance(ends, list) else {ends}
     start = len(ids)

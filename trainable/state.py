@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from trainable.config import TrialConfig
 from trainable.model.lora import AdapterBase
-from trainable.stability import StabilityMonitor, StabilityRules
+from trainable.stability import DEFAULT_RULES, StabilityMonitor, StabilityRules
 
 
 @dataclass(kw_only=True)
@@ -72,7 +72,7 @@ def new_state(
     device: torch.device,
     unigram_entropy: float,
     from_scratch: bool,
-    rules: StabilityRules | None = None,
+    rules: StabilityRules = DEFAULT_RULES,
 ) -> TrainState:
     """Return the state of a run at step 0 with `model` moved to `device`."""
     model.to(device)
@@ -86,7 +86,7 @@ def new_state(
         budget_steps=config.training_steps,
         unigram_entropy=unigram_entropy,
         from_scratch=from_scratch,
-        rules=rules or StabilityRules(),
+        rules=rules,
     )
     return TrainState(
         config=config,

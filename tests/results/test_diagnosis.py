@@ -224,6 +224,24 @@ def test_overfitting_is_told_from_instability(log: Path) -> None:
     both = [(step, val(step) - 0.1 + max(0, step - 2000) * 2e-4, val(step), 2e-4) for step in range(0, 5001, 500)]
     assert kinds(found(log, owner_log(both, 5000))) == ["divergence"]
 
+    scored = "".join(f"step {step} | val loss {val(step):.4f} | ok\n" for step in range(0, 5001, 500))
+    assert kinds(found(log, scored)) == ["overfitting"]
+    (finding, *_) = found(log, scored + "step 5500 | val loss 6.1 | ok\nstep 6000 | val loss 6.4 | ok\n")
+    assert finding.kind == "divergence"
+    assert finding.summary.endswith("does not come back: the run is unstable")
+
+
+def test_held_out_text_that_ends_above_its_start_is_overfitted_while_training_learns(log: Path) -> None:
+    losses = [3.4 * math.exp(-index / 60) for index in range(150)]
+    evals = {index: 3.0 + abs(index - 30) / 60 for index in range(10, 151, 10)}
+    text = "{'step': 0, 'eval_loss': 3.5, 'epoch': 0}\n" + trainer_log(losses, evals=evals)
+    assert kinds(found(log, text)) == ["overfitting"]
+
+
+def test_a_training_loss_that_falls_by_a_sixth_is_not_called_flat(log: Path) -> None:
+    rows = [(step, 0.99 - 0.16 * step / 5000, 1.28 + 0.67 * step / 5000, 1e-3) for step in range(0, 5001, 250)]
+    assert kinds(found(log, owner_log(rows, 5000))) == ["overfitting"]
+
 
 def test_an_evaluation_at_each_of_three_epochs_shows_overfitting(log: Path) -> None:
     losses = [3.4 - index / 30 for index in range(60)]
@@ -482,6 +500,16 @@ def test_a_held_out_loss_that_is_lost_alone_is_the_evaluations(log: Path) -> Non
     assert "the evaluation is at fault" in finding.next_step
 
 
+def test_a_policys_loss_in_four_decimals_is_no_stall(log: Path) -> None:
+    assert found(log, trainer_log([0.0, *[0.0001] * 40, *[0.0002] * 20], rate=1e-6)) == []
+
+
+def test_a_sum_over_a_batch_beside_a_mean_is_no_loss_that_is_too_low(log: Path) -> None:
+    losses = [16 * (3.3 + 7 * math.exp(-index / 30)) for index in range(150)]
+    (finding, *_) = found(log, trainer_log(losses, evals={75: 3.9, 150: 3.4}))
+    assert finding.kind == "impossible_initial_loss"
+
+
 def test_a_loss_of_0_with_a_gradient_is_a_policys(log: Path) -> None:
     gauss = random.Random(0).gauss
     assert found(log, trainer_log([abs(gauss(0, 0.01)) for _ in range(60)], rate=5e-7)) == []
@@ -656,6 +684,36 @@ def test_a_spike_that_built_up_and_is_never_made_good_is_the_optimizers(log: Pat
         assert findings[1].steps == (703, 1200)
 
 
+def test_a_spike_whose_gradient_norm_jumped_before_is_measured_where_the_loss_is(log: Path) -> None:
+    rises = [3.2 * math.exp(-(step - 600) / 40) if step >= 600 else 0.0 for step in range(1200)]
+    losses = [
+        loss + rise for loss, rise in zip(settling(7.0, to=3.5, pace=150, noise=0.05, rows=1200), rises, strict=True)
+    ]
+    text = stepwise(losses)
+    for step in range(590, 610):
+        text = text.replace(
+            f"1.0, 'learning_rate': 0.0003, 'step': {step}}}", f"15.0, 'learning_rate': 0.0003, 'step': {step}}}"
+        )
+    (finding,) = found(log, text)
+    assert (finding.kind, finding.steps and finding.steps[0]) == ("spike", 601)
+
+
+def test_a_rise_of_hundreds_of_steps_that_comes_back_is_told(log: Path) -> None:
+    hump = [2 * max(0.0, 1 - abs(step - 800) / 200) for step in range(1500)]
+    losses = settling(7.0, to=3.5, pace=150, noise=0.05, rows=1500)
+    (finding,) = found(log, stepwise([loss + rise for loss, rise in zip(losses, hump, strict=True)]))
+    assert finding.kind == "spike"
+    assert finding.steps is not None
+    assert finding.steps[0] == pytest.approx(660, abs=30)
+    assert finding.steps[1] == pytest.approx(970, abs=30)
+
+
+def test_a_collapse_that_an_evaluation_sees_at_once_is_no_spike(log: Path) -> None:
+    levels = [3.7 + 7 * math.exp(-step / 200) if step < 1500 else 7.4 for step in range(0, 3001, 50)]
+    evals = {index: level + 0.02 for index, level in enumerate(levels, start=1) if index % 5 == 1}
+    assert kinds(found(log, trainer_log(levels, evals=evals))) == ["divergence"]
+
+
 def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(log: Path) -> None:
     losses = settling(0.3, to=3.3, pace=300, noise=0.02, rows=1000)
     losses[500:] = [loss + 1.2 * math.exp(-step / 10) for step, loss in enumerate(losses[500:])]
@@ -665,6 +723,18 @@ def test_a_spike_at_a_moderate_rate_is_looked_for_in_the_text_where_it_was_read(
     where = "check the text that was read there, which is token 513,024 of training if it is read in order"
     assert finding.next_step.startswith(where)
     assert 501 * 8 * 128 == 513_024
+
+
+def test_random_weights_that_have_learned_little_in_thousands_of_steps_are_slow_at_any_rate(log: Path) -> None:
+    def text(end: float, steps: int, start: float = 10.95) -> str:
+        rows = range(0, steps + 1, 20)
+        return "".join(f"step {step} loss {start - (start - end) * step / steps:.4f} | ok\n" for step in rows)
+
+    (finding,) = found(log, text(9.9, 3000))
+    assert (finding.kind, confidence_word(finding.confidence)) == ("plateau", "possible")
+    assert found(log, text(9.9, 1000)) == found(log, text(8.9, 3000)) == []
+    # No language model's, for all that is known.
+    assert found(log, text(11.0, 3000, start=12.2)) == []
 
 
 def test_where_no_learning_rate_is_recorded_the_cause_of_a_plateau_is_not_guessed(log: Path) -> None:

@@ -1,6 +1,8 @@
 import gzip
+import json
 import math
 import os
+import random
 import re
 import struct
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from results.diagnosis.logs import training_log
-from results.diagnosis.logs.lines import read_line, read_owner_progress, with_decimal_points
+from results.diagnosis.logs.lines import read_line, with_decimal_points
 from results.diagnosis.logs.training_log import log_in, read_training_log
 from results.diagnosis.render import report_of_trace
 from results.diagnosis.run_view import Context
@@ -44,15 +46,6 @@ def at(trace: RunTrace, step: int) -> dict[str, float | None]:
     index = trace.steps.index(step)
     columns = ("train_loss", "val_loss", "grad_norm", "learning_rate", "step_time_s")
     return {name: getattr(trace, name)[index] for name in columns if getattr(trace, name)[index] is not None}
-
-
-def test_a_bare_progress_line_is_the_row_that_any_line_would_be() -> None:
-    for line in (
-        b"step 25/5000 (0.5%) | 0.66 steps/sec | ETA: 126.3m\n",
-        b"step 7/9 (77.8%) | 0.00 steps/sec | ETA: 0.0m",
-    ):
-        assert read_owner_progress(line) == read_line(line)
-    assert read_owner_progress(b"step 1/9 (11.1%) | loss 3.2 | 0.66 steps/sec | ETA: 1.0m") is None
 
 
 def test_the_owners_lines(log: Path) -> None:
@@ -509,6 +502,11 @@ def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
         ("loss[train] 3.2, loss (val): 3.4", 3.2, 3.4),
         ("held-out loss 3.4", None, 3.4),
         ("policy_loss -0.02 value_loss 0.3 loss 0.4", 0.4, None),
+        ("train nll 3.2 val nll: 3.4", 3.2, 3.4),
+        ("nll_loss=2.9, loss=3.2", 3.2, None),
+        ("train/val loss 3.2/3.4", 3.2, 3.4),
+        ("olmo.train:934 CrossEntropyLoss=3.2", 3.2, None),
+        ("loss 3.2 saved as weights-10-val_loss-3.4.h5", 3.2, None),
     ],
 )
 def test_the_words_around_a_loss_say_which_it_is(said: str, train: float | None, val: float | None) -> None:
@@ -524,12 +522,55 @@ def test_the_words_around_a_loss_say_which_it_is(said: str, train: float | None,
         "Validating: step 10 loss 3.4",
         "Evaluated at step 10: loss 3.4",
         "step 10 | Evaluation results: loss = 3.4",
+        "validation results at iteration 10 | lm_loss value: 3.4E+00 | lm_loss_ppl value: 2.9E+01 |",
+        "validation loss at iteration 10 | LM loss: 3.4E+00 | LM PPL: 2.9E+01",
     ],
 )
 def test_a_line_of_an_evaluation_has_a_held_out_loss(line: str) -> None:
     row = read_line(line.encode())
     assert row is not None
     assert (row.train_loss, row.val_loss) == (None, 3.4)
+
+
+def test_the_lines_of_processes_that_are_not_in_step_are_one_run(log: Path) -> None:
+    late = random.Random(0).gauss
+    lines = sorted((step + abs(late(0, 20)), rank, step) for step in range(0, 1000, 10) for rank in range(4))
+    text = "".join(f"{rank}: step {step} loss {4 - step / 1000 + rank / 100:.4f} | ok\n" for _, rank, step in lines)
+    trace = read(log, text)
+    assert trace.steps == tuple(range(0, 1000, 10))
+    assert (trace.restarts, trace.earlier_runs) == ((), ())
+    assert any("several processes" in note for note in trace.notes)
+    epochs = "".join(f"epoch {epoch} step {step} loss 3.{step} | ok\n" for epoch in range(9) for step in (1, 2, 3))
+    assert len(read(log, epochs).steps) == 27
+
+
+@pytest.mark.parametrize("form", ["state", "list"])
+def test_of_a_json_document_that_was_cut_short_what_is_whole_is_read(tmp_path: Path, form: str) -> None:
+    history = [{"epoch": step / 90, "loss": 3.9 - step / 100, "step": step} for step in range(10, 100, 10)]
+    document = json.dumps({"best_metric": None, "log_history": history} if form == "state" else history, indent=2)
+    (tmp_path / "trainer_state.json").write_text(document[: document.index('"step": 80')])
+    trace = read_training_log(tmp_path / "trainer_state.json")
+    assert trace.steps == tuple(range(10, 71, 10))
+    assert trace.train_loss[-1] == 3.2
+
+
+@pytest.mark.parametrize(
+    ("line", "epoch", "step", "total"),
+    [
+        ("[INFO] Epoch:[1/19](100/24681) loss:3.2 lr:0.0002 epoch_Time:98.0min:", 1, 100, 24681),
+        ("01/29 21:35:34 - mmengine - INFO - Iter(train) [ 100/720]  lr: 9.0e-05  loss: 3.2", None, 100, 720),
+        ("10/30 22:18:02 - mmengine - INFO - Epoch(train) [1][100/735]  lr: 1.9e-04  loss: 3.2", 1, 100, 735),
+        ("Epoch: [1]  [ 100/1299]  eta: 0:00:00  lr: 0.001435  loss: 3.2 (3.1)", 1, 100, 1299),
+        (":145 - INFO :: Progress on:train 100it/10.0kit rate:2.0it/s postfix:loss=3.2", None, 100, 10_000),
+        ("100/9500 (epoch 1.000), train_loss = 3.2, grad/param norm = 2.9e-02", 1, 100, 9500),
+        ("Step... (100 | Loss: 3.2, Learning Rate: 4.5e-05)", None, 100, None),
+        ("Epoch [1/3], Loss: 3.2", 1, None, None),
+    ],
+)
+def test_a_step_that_no_word_stands_before(line: str, epoch: int | None, step: int | None, total: int | None) -> None:
+    row = read_line(line.encode())
+    assert row is not None
+    assert (row.epoch, row.step, row.total_steps, row.train_loss) == (epoch, step, total, 3.2)
 
 
 def test_a_line_without_a_step_takes_no_loss_from_the_line_before(log: Path) -> None:
@@ -698,3 +739,9 @@ def test_litgpts_older_lines_have_a_loss(tmp_path: Path) -> None:
     trace = read_training_log(log)
     assert trace.series("train_loss") == ([1, 2, 3, 4, 5], [1.9, 1.8, 1.7, 1.6, 1.5])
     assert trace.series("val_loss") == ([], [])
+    row = read_line(b"iter 20: val loss 1.7258, val time: 3778.02 ms")
+    assert row is not None
+    assert (row.val_loss, row.step_time_s) == (1.7258, None)
+    row = read_line(b"Step 10 loss: 3.2 Iter time (MS): 251.0")
+    assert row is not None
+    assert row.step_time_s == 0.251

@@ -123,7 +123,7 @@ def test_a_folder_gives_the_weights_saved_in_it(
     model = load_model(name, dropout=0.1, seed=7)
     assert_same_weights(model, make_model(family))
     assert model.training
-    assert context_limit(model) == 64
+    assert context_limit(model.config) == 64
     own = load_tokenizer(name, [])
     assert own.encode("some words").ids == tokenizer.encode("some words").ids
     check_model(model, name, block_size=64, eval_block_size=64, vocab_size=own.get_vocab_size())
@@ -395,7 +395,7 @@ def test_of_a_model_that_sees_images_text_trains_its_own_part(
     model = load(base)
     frozen = {name.split(".")[1] for name, weight in model.named_parameters() if not weight.requires_grad}
     trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
-    assert (model.config.text_config.attention_dropout, context_limit(model)) == (0.1, 64)
+    assert (model.config.text_config.attention_dropout, context_limit(model.config)) == (0.1, 64)
     assert (frozen, trained) == ({"vision_tower", "multi_modal_projector"}, {"language_model"})
     assert layers_of(model) is model.get_decoder().layers
     assert check_frozen(model).status == "pass"
@@ -446,7 +446,7 @@ def test_a_block_longer_than_the_positions_is_refused(make_model: MakeModel, fam
 def test_a_vocabulary_is_as_large_as_the_model_says(make_model: MakeModel, tmp_path: Path) -> None:
     make_model("llama").save_pretrained(tmp_path / "mine")
     assert [vocab_size_of(name) for name in ("tiny", "gpt2-scratch", str(tmp_path / "mine"))] == [2048, 50_257, 300]
-    assert vocab_size_of("nobody/nothing") is None
+    assert [vocab_size_of(name) for name in ("nobody/nothing", "x" * 5000, "nul\0")] == [None] * 3
     assert [positions_of(name) for name in ("tiny", "gpt2-scratch", "nobody/nothing")] == [1024, 1024, None]
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"vocab_size": "many", "text_config": [5]}')

@@ -7,7 +7,7 @@ from stat import S_IFDIR, S_IFREG
 import pytest
 
 from results.study.folder import Study
-from trainable.regular_files import file_type
+from trainable.regular_files import file_type, read_regular
 
 
 def test_the_type_of_what_is_there_and_none_of_what_is_not(tmp_path: Path) -> None:
@@ -20,6 +20,19 @@ def test_the_type_of_what_is_there_and_none_of_what_is_not(tmp_path: Path) -> No
     assert [file_type(path) for path in nowhere] == [None] * 4
     with pytest.raises(OSError, match="File name too long"):
         file_type(tmp_path / ("x" * 300))
+
+
+def test_a_folder_is_refused_by_its_name_and_left_closed(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as refused:
+        read_regular(tmp_path)
+    assert refused.value.filename == str(tmp_path)
+    # The lowest number is free again.
+    with (tmp_path / "file").open("w") as file:
+        number = file.fileno()
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path)
+    with (tmp_path / "file").open() as file:
+        assert file.fileno() == number
 
 
 def test_a_table_that_cannot_be_looked_at_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

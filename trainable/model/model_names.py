@@ -56,7 +56,10 @@ def positions_of(name: str) -> int | None:
 
 
 def _in_config(name: str, *fields: str) -> int | None:
-    folder = files_folder(name)
+    try:
+        folder = files_folder(name)
+    except (OSError, RuntimeError, ValueError):
+        return None
     config: Mapping[str, Any] = PRESETS.get(name) or (folder and json_object(folder / "config.json")) or {}
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
     found = (part.get(field) for part in parts for field in fields)

@@ -123,10 +123,10 @@ def unfreeze(model: PreTrainedModel) -> None:
         weight.requires_grad_(True)
 
 
-def context_limit(model: PreTrainedModel) -> int | None:
-    """Return the most tokens the model's positions reach, or None where it has no limit of its own."""
+def context_limit(config: Any) -> int | None:
+    """Return the most tokens that a model's positions reach, or None where it has no limit of its own."""
     for field in POSITIONS:
-        limit = getattr(model.config.get_text_config(), field, None)
+        limit = getattr(config.get_text_config(), field, None)
         if isinstance(limit, int) and limit > 0:
             return limit
     return None
@@ -134,7 +134,7 @@ def context_limit(model: PreTrainedModel) -> int | None:
 
 def check_model(model: PreTrainedModel, name: str, *, block_size: int, eval_block_size: int, vocab_size: int) -> None:
     """Raise UserError when a block is longer than the model's positions or the tokenizer has ids it lacks."""
-    limit = context_limit(model)
+    limit = context_limit(model.config)
     for field, tokens, setting in (
         ("block_size", block_size, "BLOCK_SIZE, or the space's block_size,"),
         ("eval_block_size", eval_block_size, "EVAL_BLOCK_SIZE, or the space's [evaluation] block_size,"),

@@ -17,7 +17,7 @@ from trainable.data.tokens import END_OF_TEXT
 from trainable.errors import UserError, reason
 from trainable.model.lora import AdapterBase, save_adapters
 from trainable.model.model_names import PRESETS, RECORD, files_folder
-from trainable.model.models import preset_config
+from trainable.model.models import context_limit, preset_config
 from trainable.regular_files import read_regular
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -140,7 +140,7 @@ def _write_tokenizer(tokenizer: Tokenizer, config: PreTrainedConfig, folder: Pat
     config = config.get_text_config()
     end = tokenizer.id_to_token(config.eos_token_id) if isinstance(config.eos_token_id, int) else None
     special = {"bos_token": end, "eos_token": end, "unk_token": end} if end else {}
-    limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
+    limit = context_limit(config)
     document = {
         # By this name every version of transformers, and mlx-lm, finds tokenizer.json.
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -139,12 +139,12 @@ def base_predictions(model: PreTrainedModel, setup: Setup) -> Predictions | None
     ids = check_tokenizer_ids(setup.tokenizer, setup.corpus, model.get_input_embeddings().weight.shape[0])
     if ids.status == "fail":
         return None
-    return predict(model, _samples(model, setup, context_limit(model)).windows)
+    return predict(model, _samples(model, setup, context_limit(model.config)).windows)
 
 
 def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
     """Yield the checks of `model`, which is on its device; it is trained by three steps and worthless afterwards."""
-    limit = context_limit(model)
+    limit = context_limit(model.config)
     rows = model.get_input_embeddings().weight.shape[0]
     blocks = {
         "block_size": setup.config.block_size,

@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 # 3,2145,2 is a list: none of its parts is taken for the number.
 _INT = rb"\d{1,3}(?:,\d{3})+(?!,?\d)|\d++(?!,\d)"
@@ -12,10 +14,8 @@ _COUNT = rb"\d+(?:\.\d+)?k\b|%b" % _INT
 # Atomic: without it "2.00e" (a line cut short) would be read as 2. after backtracking.
 _NUMBER = rb"(?>[-+]?(?:nan|inf(?:inity)?|(?:(?:%b)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?))(?!\w)" % _INT
 # Behind a digit a number cannot begin: a search from every digit of a long run would take the square of its length.
-_PLAIN = rb"(?<![\d.,])([\d.,]*\d)"
+_PLAIN = rb"(?<![\d.,])(?P<number>[\d.,]*\d)"
 _ASSIGN = rb"['\"]?\s*(?:[:=]|\bis\b)?\s*(?:(?:j?np\.)?(?:tensor|array|float\d+)\(|\[)?\s*['\"]?\s*"
-
-OWNER_PROGRESS = re.compile(rb"step (\d+)/(\d+) \([\d.]+%\) \| ([\d.]+) steps/sec \| ETA: ([\d.]+)m\s*$")
 
 EPOCH_HEADER = re.compile(rb"\W{0,12}epoch\W{1,3}(\d+)", re.I)
 MAX_LINE_BYTES = 4096
@@ -24,85 +24,115 @@ MAX_STEP = 10**15
 MEASURED = (1e-9, 1e15)
 """Seconds, epochs and steps a second outside are none; 0 is what a short one rounds to."""
 
+_ALIKE = bytes.maketrans(b"123456789", b"000000000")
+MOST_SHAPES = 1024
+
+
+@lru_cache(maxsize=4)
+def _shape(line: bytes) -> bytes:
+    return line.translate(_ALIKE)
+
+
+class _Pattern:
+    """A pattern that is looked for once in all lines that differ in their digits alone, as most of a log's do."""
+
+    def __init__(self, pattern: bytes) -> None:
+        self.compiled = re.compile(pattern, re.I)
+        self._starts = lru_cache(MOST_SHAPES)(lambda shape: [found.start() for found in self.compiled.finditer(shape)])
+
+    def finditer(self, line: bytes) -> Iterator[re.Match[bytes]]:
+        return filter(None, (self.compiled.match(line, start) for start in self._starts(_shape(line))))
+
+    def search(self, line: bytes) -> re.Match[bytes] | None:
+        return next(self.finditer(line), None)
+
+    def sub(self, change: Callable[[re.Match[bytes]], bytes], line: bytes) -> bytes:
+        return self.compiled.sub(change, line) if self._starts(_shape(line)) else line
+
+
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
-_STEP = re.compile(
+_STEP = _Pattern(
     rb"(?<![\w/])(?:global[_ ]?|train[_ ]?|opt(?:imizer)?[_ ]?)?"
-    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|batch|(?<!\w )steps)\b(?:/max_steps)?"
-    rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT),
-    re.I,
+    rb"(step|iter(?:ation)?|it|(?:num_)?updates?|(?<!eval )batch|(?<!\w )steps)\b(?:/max_steps)?(?:\.\.\. \()?"
+    rb"['\"]?\s*[:=#|]?\s*\[?\s*['\"]?(%b)(?:\s*(?:/|of)\s*(%b))?" % (_COUNT, _COUNT)
 )
 """Of plurals only `steps: 10`: "total steps" and "accumulation steps" are settings."""
-_HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % (_STEP.pattern, _STEP.pattern), re.I)
+_HEADING = re.compile(rb"(?:(?:\[|[=-]{2,} )%b|%b.{0,40}:\s*$)" % ((_STEP.compiled.pattern,) * 2), re.I)
 """A step above a block of indented lines, or above the losses of an evaluation."""
-_BARE_STEP = re.compile(rb"(\d+) \| ")
-_COUNTED = re.compile(rb"(?<![\d.])(\d+)/ *(\d+) (?:batches|steps)\b")
-_BAR = re.compile(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
+_BARE_STEP = _Pattern(rb"\A(\d+) \| ")
+_COUNTED = _Pattern(
+    rb"(?:(?<=[\])])(?<!val\))\s*[\[(] *(?=[\d/ ]+[\])])"
+    rb"|(?<![\w.])(?=[\d.k]+(?:it)?/ *[\d.k]+(?: batches| steps| \(epoch|it)\b))([\d.]+k?)(?:it)?/ *([\d.]+k?)"
+)
+"""In brackets behind others, Epoch:[0/19](100/24681) or [1][200/735]; 200/2983 batches, 1.25kit/10.0kit."""
+_BAR = _Pattern(rb"(?<!\d)(\d+)/(\d+)\s*\[(?:(\d+):)?(\d+):(\d+)<")
 _OTHER_BAR = re.compile(rb"\s*(?!epoch|train|step|iter)[a-z][^|]{0,80}:\s+\d{1,3}%\|", re.I)
 """tqdm's bar of something else: a download, a tokenizer, an evaluation. The training loop's mostly has no words."""
-_LOSS = re.compile(
-    rb"(?:(?<![^\W_])([a-z]+)[ _/.:-]{1,2})?"
-    rb"(?:(?<![a-z])loss(?:/train/total)?|(?:Language)?Cross[_-]?Entropy)(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?"
-    rb"(?: \(curr\))?%b(%b)" % (_ASSIGN, _NUMBER),
-    re.I,
+_LOSS = _Pattern(
+    rb"(?:(?<![^\W_])([a-z]++)[ _/.:-]{1,2})?"
+    rb"(?:(?<![a-z])(?:loss(?:/train/total)?|nll(?![ _-]?loss))|(?:Language)?Cross[_-]?Entropy(?:Loss)?)"
+    rb"(?:(?:[ _/]| ?[\[(])([a-z]+)[\])]?)?(?: \(curr\))?(?!-\d)%b(%b)" % (_ASSIGN, _NUMBER)
 )
-_LITGPT_VAL = re.compile(rb"loss train: *%b, *val: *(%b)" % (_NUMBER, _NUMBER), re.I)
-_TERSE = re.compile(rb"\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
+"""Not of a file's name: weights-01-val_loss-3.21.h5."""
+_BOTH = _Pattern(
+    rb"(?:loss train: *|train(?:ing)?/val(?:idation)? loss\W{0,3})(%b)(?:, *val: *| ?/ ?)(%b)" % ((_NUMBER,) * 2)
+)
+"""litgpt's "loss train: 2.85, val: 2.86", and "train/val loss 3.41/3.52"."""
+_TERSE = _Pattern(rb"\A\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
-_MEGATRON_VAL = re.compile(rb"validation loss at iteration (\d+).{0,40}\blm loss value:\s*(%b)" % _NUMBER, re.I)
-_PERPLEXITY = re.compile(
-    rb"(?:(?<![\w])([a-z]+)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
-    % (_ASSIGN, _NUMBER),
-    re.I,
+_PERPLEXITY = _Pattern(
+    rb"(?:(?<![\w])([a-z]++)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
+    % (_ASSIGN, _NUMBER)
 )
-_BARE_LOSS = re.compile(rb"(?<![\w])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER, re.I)
-_OF_EVALUATION = re.compile(
+_IS_NAMED = _Pattern(rb"loss|ntropy|nll|ppl|perplexity|bp[bc]|bits")
+"""What a text without losses mostly lacks: the patterns for them take twenty times as long."""
+_BARE_LOSS = _Pattern(rb"(?<![\w.])(train(?:ing)?|val(?:id(?:ation)?)?|eval)\s*[:=]?\s*(%b)" % _NUMBER)
+_OF_EVALUATION = _Pattern(
     rb"(?<![\w/.-])(?:validat(?:ion|e|ing)|valid|val|eval(?:uat(?:ion|ed|ing))?)(?:\s*[])|:>-]+\s*(?![\d.n])"
-    rb"|\s+(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)",
-    re.I,
+    rb"|\s+(?:loss )?(?:at|after|on|metrics|results?|step|iter(?:ation)?|epoch|batch)\b)"
 )
 """A line's own heading, "[eval] step 10 loss 3.21" or "| valid | loss 3.21"; not a number's name, "val acc 0.3"."""
 _IN_BITS = re.compile(rb"[ (]{0,2}bits?\b(?!(?:[ /_]*(?:per[ /_]*)?\w+)?\W{0,3}\d)", re.I)
 """A loss's unit; "bits per byte 1.1" is another number's name."""
-_LEARNING_RATE = re.compile(
-    rb"(?<![\w])(?:learning[_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER),
-    re.I,
+_LEARNING_RATE = _Pattern(
+    rb"(?<![\w])(?:learning[-_ ]rate|lr)(?:-\w*adam\w*)?(?:[-_/ ]?\(?(?:0|group ?0)\)?)?%b(%b)" % (_ASSIGN, _NUMBER)
 )
 _ROUNDED = re.compile(rb"0?\.0{3,}")
 """A learning rate printed with too few decimals to be seen; one that is 0 is printed as 0.0 or 0.00e+00."""
-_GRAD_NORM = re.compile(
-    rb"(?<![\w])(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?norm|g_?norm|total_norm|norm|grad)%b(%b)" % (_ASSIGN, _NUMBER),
-    re.I,
+_GRAD_NORM = _Pattern(
+    rb"(?<![\w])(?:(?:total_)?(?:grad(?:ient)?s?[_ /-]?(?:l2[_ ]?)?)?norm|g_?norm|grad)%b(%b)" % (_ASSIGN, _NUMBER)
 )
-_STEPS_PER_S = re.compile(
-    rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b" % _PLAIN, re.I
+_STEPS_PER_S = _Pattern(rb"%b\s*(?:steps?|it(?:er(?:ation)?)?s?|updates?)\s*(?:/|per )\s*s(?:ec(?:ond)?)?\b" % _PLAIN)
+_STEPS_PER_S_KEY = _Pattern(
+    rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:= ]\s*['\"]?([\d.,]*\d)"
 )
-_STEPS_PER_S_KEY = re.compile(
-    rb"(?<!\w)(?:train[_ ])?(?:steps?|it)(?:/|_per_)s(?:ec(?:ond)?)?['\"]?\s*[:= ]\s*['\"]?([\d.,]*\d)", re.I
+_MS_OR_S = rb"(?P<unit>ms|s)"
+_S_PER_STEP = _Pattern(rb"%b\s*%b(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % (_PLAIN, _MS_OR_S))
+_STEP_TIME = _Pattern(
+    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b(?P<number>[\d.,]*\d)\s*%b\b"
+    % (_ASSIGN, _MS_OR_S)
 )
-_S_PER_STEP = re.compile(rb"%b\s*(ms|s)(?:ec)?\s*/\s*(?:step|it(?:er(?:ation)?)?)\b" % _PLAIN, re.I)
-_STEP_TIME = re.compile(
-    rb"(?<![\w])(?:(?:iter(?:ation)?|step|batch)[_ ]?time|dt|time(?=[^s]{0,40}ms))%b([\d.,]*\d)\s*(ms|s)\b" % _ASSIGN,
-    re.I,
-)
-_STEP_TIME_UNIT = re.compile(rb"(?:iter(?:ation)?|step)(?: time)? \((ms|s)\): *([\d.,]*\d)")
-_ELAPSED = re.compile(
+_STEP_TIME_UNIT = _Pattern(rb"(?:iter(?:ation)?|step)(?: time)? \(%b\): *(?P<number>[\d.,]*\d)" % _MS_OR_S)
+_ELAPSED = _Pattern(
     rb"(?<![\w])(?:elapsed(?:[_ ]time)?|train[_ ]time|total[_ ]time|wall(?:[_ ]?(?:time|clock))?|runtime)"
-    rb"%b([\d.,]*\d)\s*(ms|s|sec|m|min|h)\b" % _ASSIGN,
-    re.I,
+    rb"%b(?P<number>[\d.,]*\d)\s*(?P<unit>ms|s|sec|m|min|h)\b" % _ASSIGN
 )
-_BARE_MS = re.compile(rb"(?<!\w)%b ?ms\b" % _PLAIN, re.I)
-_BARE_S = re.compile(
-    rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN, re.I
-)
-_COMPOUND = re.compile(
-    rb"(?<![\w.,:])(?:(\d+) ?h(?:ours?|rs?)?[ ,]*)?(\d+) ?m(?:in(?:ute)?s?)?[ ,]*(\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?\b",
-    re.I,
+_BARE_MS = _Pattern(rb"(?<!\w)%b ?ms\b" % _PLAIN)
+_BARE_S = _Pattern(rb"(?<![\w:<])(?<!ETA )(?<!ETA: )(?<!ETA:)(?<!took )%b ?s(?:ec(?:onds)?)?\b(?!\s*/)" % _PLAIN)
+_COMPOUND = _Pattern(
+    rb"(?<![\w.,:])(?:(\d+) ?h(?:ours?|rs?)?[ ,]*)?(\d+) ?m(?:in(?:ute)?s?)?[ ,]*(\d+(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?\b"
 )
 """1m 2.5s: its seconds alone would seem a time that rises and falls."""
-_CLOCK = re.compile(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])", re.I)
-_ETA = re.compile(rb"\bETA:?\s*([\d.]+)\s*(s|m|h)\b", re.I)
-_EPOCH = re.compile(rb"(?<![\w])epoch['\"]?\s*[:=\[#]?\s*['\"]?\s*([\d.]+)", re.I)
-_TIME_STAMP = re.compile(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
+_EVALUATION_TIME = _Pattern(rb"\b(?:val|eval)\w* time%b[\d.,]*\d ?m?s\b" % _ASSIGN)
+_CLOCK = _Pattern(rb"((?:elapsed|wall)[a-z_ ]*[:= ]+)(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?![:\d])")
+_ETA = _Pattern(rb"\bETA:?\s*(?P<number>[\d.]+)\s*(?P<unit>s|m|h)\b")
+_TIMES = (
+    *(("step_time_s", pattern) for pattern in (_STEP_TIME_UNIT, _S_PER_STEP, _STEP_TIME)),
+    *(("elapsed_s", _ELAPSED), ("eta_s", _ETA)),
+)
+"""By the field that they say, the surest first."""
+_EPOCH = _Pattern(rb"(?<![\w])epoch(?:\(train\))?['\"]?\s*[:=#]?\s*\[?['\"]?\s*([\d.]+)")
+_TIME_STAMP = _Pattern(rb"\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?")
 _SUMMARY = re.compile(rb"train_runtime'?\"?\s*:\s*['\"]?([\d.]+)")
 _SUMMARY_SPEED = re.compile(rb"train_steps_per_second'?\"?\s*:\s*['\"]?([\d.]+)")
 
@@ -119,8 +149,9 @@ _SEPARATOR = re.compile(rb"(?<=\d)[.,](?=\d)")
 _SWAPPED = {b".": b",", b",": b"."}
 
 VAL_WORDS = frozenset(b"val valid validation validate eval evaluation test dev held heldout holdout va vld tel".split())
-_TRAIN_WORDS = frozenset(b"train training lm ce xent batch step mean avg average curr current".split())
-_KNOWN_WORDS = VAL_WORDS | _TRAIN_WORDS | {b"loss", b"total"}
+_TRAIN_WORDS = frozenset(b"train training ce xent batch step mean avg average curr current".split())
+_VERBS = (b"", b"is", b"was", b"value")
+_KNOWN_WORDS = VAL_WORDS | _TRAIN_WORDS | {b"loss", b"total", b"lm"}
 OTHER_WORDS = frozenset(
     b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance balancing router reg"
     b" target"
@@ -172,7 +203,15 @@ class LogRow:
     @property
     def has_loss(self) -> bool:
         """Whether a loss is there, or the perplexity or bits that it is computed from."""
-        return any(getattr(self, name) is not None for name in LOSS_NAMES)
+        losses = (
+            self.train_loss,
+            self.val_loss,
+            self.train_perplexity,
+            self.val_perplexity,
+            self.train_bits,
+            self.val_bits,
+        )
+        return losses != (None,) * 6
 
     @property
     def says_something(self) -> bool:
@@ -187,24 +226,13 @@ def with_decimal_points(line: bytes) -> bytes:
         return line
     # A line without a loss says it by a comma that cannot be of thousands, where no point is a decimal one.
     is_told = _NO_THOUSANDS.search(line) or (
-        _PERPLEXITY_COMMA.search(line) and not any(b"," in step[0] for step in _STEP.finditer(line))
+        _PERPLEXITY_COMMA.search(line) and not any(b"," in step[0] for step in _STEP.compiled.finditer(line))
     )
     if not _DECIMAL_COMMA.search(line) and (_DECIMAL_POINT.search(line) or not is_told):
         return line
     # A step has no decimals: its commas, where it has any, are thousands.
-    line = _STEP.sub(lambda step: step[0].replace(b",", b""), line)
+    line = _STEP.compiled.sub(lambda step: step[0].replace(b",", b""), line)
     return _SEPARATOR.sub(lambda separator: _SWAPPED[separator[0]], line)
-
-
-def read_owner_progress(line: bytes) -> LogRow | None:
-    """Return the row of a bare progress line, one every step of a long log: read_line()'s, in a fifth of its time."""
-    match = OWNER_PROGRESS.match(line)
-    if match is None:
-        return None
-    step, total, speed, eta = match.groups()
-    eta_s = if_measured(60 * _float(eta))
-    row = LogRow(step=_step(step), total_steps=_step(total), steps_per_s=_measured(speed), eta_s=eta_s)
-    return None if row.step is None else row
 
 
 def read_line(line: bytes, *, step: int | None = None) -> LogRow | None:
@@ -257,7 +285,7 @@ def _read_step(row: LogRow, line: bytes) -> None:
         # "iter 100 step 25": with accumulation iterations are not optimizer steps.
         if found is None or (match[1].lower() == b"step" and found[1].lower() != b"step"):
             found = match
-    row.iteration = iteration and _step(iteration[2])
+    row.iteration = _step(iteration[2]) if iteration else None
     if bar:
         row.is_bar = found is None
         hours, minutes, seconds = (_float(part or b"0") for part in bar.groups()[2:])
@@ -266,25 +294,25 @@ def _read_step(row: LogRow, line: bytes) -> None:
     if found:
         row.step = _step(found[2])
         row.total_steps = _step(found[3]) if found[3] else None
-    elif not bar and (bare := _BARE_STEP.match(line)):
+    elif not bar and (bare := _BARE_STEP.search(line)):
         row.step = _step(bare[1])
     elif not bar and b"/" in line and (counted := _COUNTED.search(line)):
         row.step, row.total_steps = _step(counted[1]), _step(counted[2])
-    if _has(line, b"poch", b"POCH") and (epoch := _EPOCH.search(line)):
+    if epoch := _EPOCH.search(line):
         row.epoch = _measured(epoch[1])
 
 
 def _read_losses(row: LogRow, line: bytes) -> None:
-    if terse := _TERSE.match(line):
+    if terse := _TERSE.search(line):
         row.step = _step(terse[1])
-        _set(row, "train_loss" if terse[2] in (b"train", b"trl") else "val_loss", terse, 3, line)
+        _set(row, "train_loss" if terse[2].lower() in (b"train", b"trl") else "val_loss", terse, 3, line)
         return
-    if b"validation loss at" in line and (megatron_val := _MEGATRON_VAL.search(line)):
-        row.step = _step(megatron_val[1])
-        _set(row, "val_loss", megatron_val, 2, line)
-        return
+    if b"val" in line and (both := _BOTH.search(line)):
+        _set(row, "train_loss", both, 1, line)
+        _set(row, "val_loss", both, 2, line)
     unnamed = None
-    losses = _LOSS.finditer(line) if _has(line, b"oss", b"OSS", b"ntropy") else ()
+    is_named = _IS_NAMED.search(line)
+    losses = _LOSS.finditer(line) if is_named else ()
     # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
     for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
@@ -295,7 +323,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
             continue
         if words & VAL_WORDS:
             name = "val_loss"
-        elif words & _TRAIN_WORDS or after in (b"", b"is", b"was"):
+        elif words & _TRAIN_WORDS or after in _VERBS:
             name = "train_loss"
         else:
             continue
@@ -303,26 +331,20 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         _set(row, name, match, 3, line)
         if first and _IN_BITS.match(line, match.end()):
             setattr(row, name, getattr(row, name) * math.log(2))
-        unnamed = match.start(3) if not after and before not in _TRAIN_WORDS else unnamed
-    for match in _PERPLEXITY.finditer(line) if _has(line, b"ppl", b"PPL", b"erplexity", b"bp", b"its") else ():
+        unnamed = match.start(3) if after in _VERBS and before not in _TRAIN_WORDS else unnamed
+    for match in _PERPLEXITY.finditer(line) if is_named else ():
         side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
         _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
     if not row.has_loss and row.step is not None and b"rain" in line:
         # "step 10 | train 3.21 | val 3.40"
         for match in _BARE_LOSS.finditer(line):
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
-    if b"val:" in line and (litgpt := _LITGPT_VAL.search(line)):
-        _set(row, "val_loss", litgpt, 1, line)
     has_val = (row.val_loss, row.val_perplexity, row.val_bits) != (None, None, None)
-    if unnamed is not None and not has_val and _OF_EVALUATION.search(line, 0, unnamed):
+    if unnamed is not None and not has_val and _OF_EVALUATION.search(line[:unnamed]):
         row.val_loss, row.train_loss = row.train_loss, None
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
         row.val_perplexity, row.train_perplexity = row.val_perplexity or row.train_perplexity, None
-
-
-def _has(line: bytes, *words: bytes) -> bool:
-    return any(word in line for word in words)
 
 
 def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:
@@ -338,23 +360,17 @@ def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes
 
 
 def _read_times(row: LogRow, line: bytes) -> None:
-    line = _COMPOUND.sub(_in_seconds, line)
-    line = _CLOCK.sub(_in_seconds, line) if _has(line, b"lapsed", b"all") else line
+    line = _CLOCK.sub(_in_seconds, _COMPOUND.sub(_in_seconds, _EVALUATION_TIME.sub(lambda _: b"", line)))
     if speed := _STEPS_PER_S.search(line) or _STEPS_PER_S_KEY.search(line):
         row.steps_per_s = _measured(speed[1])
-    if with_unit := _STEP_TIME_UNIT.search(line):
-        row.step_time_s = if_measured(_float(with_unit[2]) * _SECONDS[with_unit[1]])
-    for name, pattern in (("step_time_s", _S_PER_STEP), ("step_time_s", _STEP_TIME), ("elapsed_s", _ELAPSED)):
-        match = pattern.search(line)
-        if match and getattr(row, name) is None:
-            setattr(row, name, _scaled(match))
+    for name, pattern in _TIMES:
+        if getattr(row, name) is None and (match := pattern.search(line)):
+            setattr(row, name, if_measured(_float(match["number"]) * _SECONDS[match["unit"].lower()]))
     if row.step_time_s is None and row.elapsed_s is None:
         if bare_ms := _BARE_MS.search(line):
             row.step_time_s = if_measured(_float(bare_ms[1]) / 1000)
         elif bare_s := _BARE_S.search(line):
             row.bare_s = _measured(bare_s[1])
-    if eta := _ETA.search(line):
-        row.eta_s = _scaled(eta)
     if stamp := _TIME_STAMP.search(line[:80]):
         # What is of no calendar is a version or an identifier.
         with suppress(ValueError):
@@ -364,10 +380,6 @@ def _read_times(row: LogRow, line: bytes) -> None:
 def _in_seconds(match: re.Match[bytes]) -> bytes:
     *before, hours, minutes, seconds = match.groups(b"0")
     return b"%b%.2fs" % (b"".join(before), 3600 * _float(hours) + 60 * _float(minutes) + _float(seconds))
-
-
-def _scaled(match: re.Match[bytes]) -> float | None:
-    return if_measured(_float(match[1]) * _SECONDS[match[2].lower()])
 
 
 def _step(text: bytes) -> int | None:

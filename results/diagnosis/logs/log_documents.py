@@ -24,7 +24,7 @@ def json_rows(text: str, metric: str) -> tuple[list[LogRow], dict[str, str]] | N
     metric: the third column's name in TensorBoard's export, lists of wall time, step and value.
     """
     try:
-        document = json.loads(text)
+        document = _loaded(text)
     except (ValueError, RecursionError):
         return None
     objects = document.get("log_history") if isinstance(document, dict) else document
@@ -36,6 +36,18 @@ def json_rows(text: str, metric: str) -> tuple[list[LogRow], dict[str, str]] | N
     if not rows:
         return None
     return rows, _announced(document) if isinstance(document, dict) else {}
+
+
+def _loaded(text: str) -> Any:
+    """The document; of one that was cut short, as where a disk was full, what is whole. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        # JSON lines fail at their second.
+        if error.pos < len(text) - MAX_LINE_BYTES:
+            raise
+        whole = text[: text.rfind("}") + 1]
+        return json.loads(whole + ("]}" if text.lstrip()[:1] == "{" else "]"))
 
 
 def json_line(line: bytes) -> LogRow | None:
@@ -73,8 +85,9 @@ def table_header(text: str, metric: str) -> tuple[int, str, list[str]] | None:
             columns = _cells(line, delimiter)
             if tuple(column.lower() for column in columns) == TENSORBOARD_COLUMNS:
                 columns[2] = metric
-            # A line that holds a number is no header.
-            if has_columns(columns) and not any(column.replace(".", "").isdigit() for column in columns):
+            # A line that holds a number is no header: a word of it, where spaces part the columns.
+            words = line.split() if delimiter == _COLUMN_GAP else columns
+            if has_columns(columns) and not any(word.replace(".", "").isdigit() for word in words):
                 return number, delimiter, columns
     return None
 

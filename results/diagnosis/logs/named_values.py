@@ -88,9 +88,9 @@ def field_of(name: str) -> tuple[str, int, int] | None:
     if words[-1] == "epoch" and "loss" not in words:
         return "epoch", len(words), 0
     is_val = any(word.encode() in VAL_WORDS for word in words)
-    if ("loss" in words and "bits" not in words) or words[-2:] == ("cross", "entropy"):
+    if ("loss" in words and "bits" not in words) or words[-2:] == ("cross", "entropy") or words[-1] == "nll":
         # Lightning writes train_loss_step and train_loss_epoch: the first is what a row is of.
-        return ("val_loss" if is_val else "train_loss"), int("epoch" in words), len(words)
+        return ("val_loss" if is_val else "train_loss"), int("epoch" in words or words[-1] == "nll"), len(words)
     is_bits = words[-1] in ("bpb", "bpc", "bits") or words[-3:-1] == ("bits", "per")
     if is_bits or words[-1] in ("ppl", "perplexity"):
         return f"{'val' if is_val else 'train'}_{'bits' if is_bits else 'perplexity'}", 0, len(words)

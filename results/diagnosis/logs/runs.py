@@ -9,6 +9,7 @@ from itertools import compress, pairwise
 from results.diagnosis.logs.lines import LogRow
 from results.diagnosis.trace import Unit
 
+MIXED_BACKS = 8
 _PAIRS = (("train_loss", "train_perplexity"), ("val_loss", "val_perplexity"))
 
 
@@ -141,6 +142,17 @@ def _count(rows: list[LogRow]) -> int:
         count += not follows
         row.step = count
     return count
+
+
+def are_mixed(rows: Sequence[LogRow]) -> bool:
+    """Whether the rows go back time and again by a little, as lines of processes do that are not in step.
+
+    An epoch goes back to its start each time, and a run is not resumed every few rows.
+    """
+    backs = [step_of(b) for a, b in pairwise(rows) if a.run == b.run and step_of(b) < step_of(a)]
+    if len(backs) < max(MIXED_BACKS, len(rows) / 5):
+        return False
+    return sum(a <= b for a, b in pairwise(backs)) > 0.6 * len(backs) and 2 * backs[-1] > step_of(rows[-1])
 
 
 def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:

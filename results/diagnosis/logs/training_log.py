@@ -18,12 +18,12 @@ from results.diagnosis.logs.lines import (
     LogRow,
     read_heading,
     read_line,
-    read_owner_progress,
     read_summary,
     with_decimal_points,
 )
 from results.diagnosis.logs.log_documents import json_line, json_rows, table_header, table_rows
 from results.diagnosis.logs.runs import (
+    are_mixed,
     drop_carried,
     drop_cut_numbers,
     drop_placeholders,
@@ -59,7 +59,7 @@ MAX_DOCUMENT_BYTES = 1 << 28
 _RANK = re.compile(rb"\W{0,2}(?:default|(?:global[_ ]?|local[_ ]?)?rank)[ _:=]?(\d+)\b", re.I)
 """torchrun's prefix: each process says the same."""
 
-_TELLING = re.compile(rb"val|nan|NaN|inf|Val")
+_TELLING = re.compile(rb"(?<![a-zA-Z])(?:[eE]?[vV]al(?!ue)|(?:nan|NaN|NAN|inf|Inf)\b(?! iter))")
 """What is read of every line, however long the log: evaluations, and losses that are not finite."""
 _HASH = 2_654_435_761  # Knuth's multiplicative hash: an even sample without the log's own rhythm
 _OWN = ("line", "run", "step", "is_bar", "iteration", "after_restart", "at_line_end")
@@ -227,7 +227,7 @@ class _Reader:
         # Spaces clear a bar.
         is_cleared, self._is_cleared = self._is_cleared, line.isspace() and len(line) > 10
         step = self._heading if line[:1] in b" \t" else None
-        row = read_owner_progress(line) or json_line(line) or read_line(line, step=step)
+        row = json_line(line) or read_line(line, step=step)
         if row is None:
             self._read_other(line)
             return
@@ -303,6 +303,9 @@ class _Reader:
         in_nats(rows, self.notes)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
+        if are_mixed(rows):
+            rows = _in_order(rows)
+            self.notes.append("lines of several processes stand mixed: of each step the first that it printed is read")
         if self._error:
             self.announced["error"] = self._error
         if self._overflow_lines:
@@ -369,6 +372,13 @@ class _Reader:
                 # A tokenizer or a file's name may sound of a pretrained model; that it began random is said on purpose.
                 self.announced[name] = value
             self.announced.setdefault(name, value)
+
+
+def _in_order(rows: list[LogRow]) -> list[LogRow]:
+    by_step: dict[int, LogRow] = {}
+    for row in sorted(rows, key=step_of):
+        _fill(by_step.setdefault(step_of(row), row), row)
+    return list(by_step.values())
 
 
 def _fill(row: LogRow, other: LogRow) -> None:

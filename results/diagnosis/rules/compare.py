@@ -53,7 +53,7 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
         return None
     if train_then is None or train_now is None:
         confidence, train_text = 0.5, "the training loss is not recorded"
-    elif mild or train_then - train_now > min(max(0.02, 0.3 * rise), 0.2 * train_then):
+    elif mild or train_then - train_now > min(max(0.02, 0.3 * rise), 0.1 * train_then):
         confidence, train_text = 0.92, f"the training loss fell from {train_then:.3f} to {train_now:.3f} meanwhile"
     elif min(rise, train_now - train_then) >= max(0.15, OVERFIT_NOISE * noise):
         return Diagnosis(

@@ -4,18 +4,16 @@ import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.spike import Spike, calmer, poisoned, rate_text, spike_finding, spikes_of
-from results.diagnosis.rules.update import falls_since, rate_jump
+from results.diagnosis.rules.update import FALLEN_NATS, falls_since, rate_jump
 from results.diagnosis.run_view import RunView, noise_sd
 from results.diagnosis.trace import Column
-from trainable.stability import StabilityRules
+from trainable.stability import DEFAULT_RULES
 
-RULES = StabilityRules()
 HIDDEN_ROWS = 3
-FALLEN_NATS = 0.01
-"""A training loss below that becomes 0 in four decimals has fallen there."""
 RESUME_ROWS = 8
 JUMP_ROWS = 60
 
@@ -141,7 +139,7 @@ def _came_back(run: RunView, step: int) -> bool:
     losses = run.train.values
     before = run.train.values[: bisect_left(run.train.steps, step)]
     best = min(statistics.median(before[at : at + 5]) for at in range(max(1, len(before) - 4)))
-    return statistics.median(losses[-max(5, len(losses) // 20) :]) < best + RULES.divergence_margin / 2
+    return statistics.median(losses[-max(5, len(losses) // 20) :]) < best + DEFAULT_RULES.divergence_margin / 2
 
 
 def _sparse_divergence(run: RunView) -> Diagnosis | None:
@@ -159,7 +157,7 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
         if len(tail) < 2:
             return None
         noise = noise_sd(curve.values[: best + 1])
-        margin = max(RULES.divergence_margin, RULES.divergence_noise * noise)
+        margin = max(DEFAULT_RULES.divergence_margin, DEFAULT_RULES.divergence_noise * noise)
         high = [value > curve.values[best] + margin for value in tail]
         falling = tail[-1] < tail[-2] - 0.2 * (tail[-2] - curve.values[best])
         if not (high[-1] and high[-2]) or falling:
@@ -169,16 +167,22 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
     if len(curves) == 1 and other.steps:
         # One batch may be easy by luck, and validation alone rises by overfitting: the other loss must have risen too.
         best_step = curves[0].steps[curves[0].values.index(min(curves[0].values))]
-        if other.values[-1] < other.near(best_step) + RULES.divergence_margin / 2:
+        # Of the evaluations the one before: the nearest may have seen the rise.
+        then = (other.before(best_step + 1, 1) or other.values)[0]
+        if other.values[-1] < then + DEFAULT_RULES.divergence_margin / 2:
             return None
-    rise, back = "the loss rises", "does not come back"
-    if len(curves) == 2:
-        rise, back = "both losses rise", "do not come back"
+    if not run.train.steps:
+        # Overfitting raises held-out losses as well, though little by little.
+        tail = run.val.values[run.val.values.index(min(run.val.values)) :]
+        if max(b - a for a, b in pairwise(tail)) < 0.5 * (max(tail) - tail[0]):
+            return None
+    rise, back = ("both losses rise", "do not") if len(curves) == 2 else ("the loss rises", "does not")
     said = ", ".join(f"{min(c.values):.3f} at best and {c.values[-1]:.3f} at {run.unit} {c.steps[-1]}" for c in curves)
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{rise} from {run.unit} {onset} on and {back}: the run is unstable, this is not overfitting",
+        summary=f"{rise} from {run.unit} {onset} on and {back} come back: the run is unstable"
+        + (", this is not overfitting" if run.train.steps else ""),
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
         steps=(onset, run.last_step),
@@ -194,7 +198,8 @@ def _worse_than_start(run: RunView) -> Diagnosis | None:
         return None
     rises = []
     for curve in (run.train, run.val):
-        if len(curve) >= 4 and curve.steps[0] == run.start_step:
+        # Held-out text alone may be scored at the start, and overfitting ends above that.
+        if len(curve) >= 4 and (curve is run.train or curve.steps[0] == run.start_step):
             end = statistics.median(curve.values[-max(3, len(curve) // 10) :])
             rises.append((end - curve.values[0] - max(0.25, 4 * noise_sd(curve.values)), end))
     if not rises or min(rises)[0] < 0:

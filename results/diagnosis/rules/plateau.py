@@ -26,7 +26,8 @@ HIGH_AT_ONCE = 2e-3
 TOO_LOW_FINE, TOO_HIGH_FINE = 2e-6, 1e-3
 NEGLIGIBLE_LR = 5e-7
 POLICY_NATS = 0.1
-MIN_STEPS = 150
+MIN_STEPS, LONG_STEPS = 150, 2000
+"""Of so many, micro-batches though they may be, random weights learn much at any rate that is meant for them."""
 SETTLED_FRAC = 0.2
 """Of the whole fall, in the record's second half: a run that learns falls by more."""
 _FAULTS = {
@@ -127,7 +128,8 @@ def _is_slow(run: RunView, level: float, floor: float) -> bool:
     rate = run.peak_lr
     learned_little = run.start_loss is not None and run.start_loss - level < 1.5
     half_done = run.done_frac is None or run.done_frac >= 0.5
-    return rate is not None and rate <= TOO_LOW_SCRATCH and learned_little and half_done and level > floor
+    is_low = run.from_scratch and run.last_step >= LONG_STEPS if rate is None else rate <= TOO_LOW_SCRATCH
+    return is_low and learned_little and half_done and level > floor
 
 
 def _cause(run: RunView, others: list[Diagnosis], *, flat: bool) -> tuple[str, str, str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.rules.start import after_hard_settings, is_ruinous, lower_rate
 from results.diagnosis.run_view import Curve, RunView, noise_sd
+from trainable.stability import DEFAULT_RULES, Finding
 
 SPIKE_RISE = 0.4
 """A rise of less, gone within a few steps, is what batches differ by: it explains nothing."""
@@ -51,14 +52,25 @@ def spikes_of(run: RunView) -> list[Spike]:
         return [spike for spike in found if _stands_out(curve, spike)] if is_each_step else found
     found = []
     for finding in run.findings:
-        if finding.kind == "spike" and (not found or finding.step > (found[-1].healed_step or run.last_step)):
-            spike = _measured(curve, bisect_left(curve.steps, finding.step))
+        if finding.kind in ("spike", "divergence") and (
+            not found or finding.step > (found[-1].healed_step or run.last_step)
+        ):
+            spike = _measured(curve, _onset(curve, finding))
             if _stands_out(curve, spike):
                 found.append(spike)
     if not found and len(curve) <= 400:
         # The monitor needs a history as long as its windows.
         return [spike for spike in _sparse_spikes(run) if _stands_out(curve, spike)]
     return found
+
+
+def _onset(curve: Curve, finding: Finding) -> int:
+    """Return the row where a rise began that the monitor has called: a divergence, which here has come back, late."""
+    at = bisect_left(curve.steps, finding.step)
+    if finding.kind == "spike":
+        return at
+    best = min(curve.values[:at])
+    return next(row for row in range(at, -1, -1) if curve.values[row] < best + DEFAULT_RULES.divergence_margin)
 
 
 def _stands_out(curve: Curve, spike: Spike) -> bool:
@@ -69,9 +81,12 @@ def _stands_out(curve: Curve, spike: Spike) -> bool:
 
 
 def _measured(curve: Curve, index: int) -> Spike:
-    healed_by = max(HEALED, noise_sd(curve.values[max(0, index - SETTLED_ROWS) : index]))
-    window = curve.values[max(0, index - 64) : max(1, index - 1)]
-    before = statistics.median(window)
+    noise = noise_sd(curve.values[max(0, index - SETTLED_ROWS) : index])
+    healed_by = max(HEALED, noise)
+    before = statistics.median(curve.values[max(0, index - 64) : max(1, index - 1)])
+    # The gradient norm may have jumped first, and the monitor calls both one spike.
+    soon = enumerate(curve.values[index : index + DEFAULT_RULES.spike_quiet_steps], start=index)
+    index = next((at for at, value in soon if value > before + max(SPIKE_RISE, SPIKE_NOISE * noise)), index)
     # The level of five rows: single ones wander.
     levels = ((at, statistics.median(curve.values[at : at + 5])) for at in range(index + 1, len(curve) - 4))
     healed = next((at for at, level in levels if level <= before + healed_by), None)

@@ -72,8 +72,9 @@ def _negative(run: RunView) -> Diagnosis | None:
 def _too_low(run: RunView) -> Diagnosis | None:
     """Judge a loss below what a causal model can reach: it is shown the tokens that it is to predict."""
     start, curve = run.start_loss, run.val if run.val.steps else run.coarse
-    # A vocabulary of a few digits or moves holds no language, and its loss may fall to 0.
-    if start is None or run.is_resumed or (run.vocab_is_known and run.vocab_size < SMALLEST_VOCAB_SIZE):
+    # A higher start is of a sum. A vocabulary of a few digits or moves holds no language, and its loss may fall to 0.
+    is_of_digits = run.vocab_is_known and run.vocab_size < SMALLEST_VOCAB_SIZE
+    if start is None or start > HIGHEST_START_NATS or run.is_resumed or is_of_digits:
         return None
     least, share = next(((least, share) for least, share in LOWEST_FRACS if start >= least), (math.inf, 0.0))
     is_random = run.from_scratch or least == LOWEST_FRACS[0][0]

@@ -10,9 +10,8 @@ from itertools import accumulate, groupby, pairwise
 from results.diagnosis.findings import Diagnosis
 from results.diagnosis.run_view import RunView, evenly
 from results.words import duration_words, value_words
-from trainable.stability import StabilityRules
+from trainable.stability import DEFAULT_RULES
 
-RULES = StabilityRules()
 SLOW_FRAC = 0.15
 """A slow stretch shorter than this share of the record is a pause, not the run's new speed."""
 SLOW_S = 60.0
@@ -53,7 +52,7 @@ def _speed(run: RunView, windows: _Windows) -> Iterator[Diagnosis]:
         for index in range(1, len(windows.times_s))
         if not (region and region[0] <= index <= region[1])
         and (excess_s := (windows.times_s[index] - usual) * windows.span(index, index)) > 0
-        and windows.times_s[index] > RULES.slow_ratio * usual
+        and windows.times_s[index] > DEFAULT_RULES.slow_ratio * usual
     ]
     whole_s = sum(time_s * windows.span(index, index) for index, time_s in enumerate(windows.times_s))
     if costs and max(costs)[0] > max(STALL_S, 0.05 * whole_s):
@@ -105,7 +104,7 @@ def _slow_region(windows: _Windows, smooth: list[float]) -> tuple[int, int, floa
     The first window is left out: compilation, caches, an evaluation before the first step.
     """
     fast = sorted(smooth[1:])[len(smooth) // 5]
-    limit = (RULES.slow_ratio + RULES.slow_end_ratio) / 2 * fast
+    limit = (DEFAULT_RULES.slow_ratio + DEFAULT_RULES.slow_end_ratio) / 2 * fast
     runs = (list(run) for slow, run in groupby(range(1, len(smooth)), lambda index: smooth[index] > limit) if slow)
     # What is slow from the start has nothing to be slower than.
     stretches = [(run[0], run[-1]) for run in runs if run[0] > 1 or len(smooth) < 6]

@@ -13,6 +13,8 @@ DECAY_SEEN_FRAC = 0.15
 """A cosine has lost 5 % by then, which three printed digits show."""
 RATE_TOLERANCE = 0.1
 FROZEN_EVALUATIONS, ROUNDED_EVALUATIONS = 4, 20
+FALLEN_NATS = 0.01
+"""A loss below is equal to others in four decimals, a policy gradient's say, and may become 0 in them."""
 
 
 def update_findings(run: RunView) -> Iterator[Diagnosis]:
@@ -205,7 +207,7 @@ def _weights_stand_still(run: RunView) -> Diagnosis | None:
     is_coarse = round(losses.values[-1], 3) == losses.values[-1]
     is_rounded = all(round(value, 2) == value for value in losses.values)
     if (
-        losses.values[-1] == 0
+        abs(losses.values[-1]) < FALLEN_NATS
         or len(tail) < (ROUNDED_EVALUATIONS if is_rounded else FROZEN_EVALUATIONS)
         or (is_coarse and len(tail) < 0.6 * len(losses))
         or span < max(20, 0.2 * (losses.steps[-1] - losses.steps[0]))

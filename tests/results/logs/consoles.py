@@ -58,6 +58,8 @@ COMPOSER = "".join(
     f"[batch={step}/20]:\n\t Train loss/train/total: 9.{step:02d}11\n"
     f"\t Train metrics/train/LanguageCrossEntropy: 9.{step:02d}\n"
     "\t Train lr-DecoupledAdamW/group0: 6.0000e-04\n"
+    + "[Eval batch=1/40] Eval on eval data\n[Eval batch=40/40] Eval on eval data:\n"
+    f"\t Eval metrics/eval/LanguageCrossEntropy: 9.{step:02d}\n"
     for step in range(1, 21)
 )
 LITGPT = "".join(
@@ -107,8 +109,8 @@ FASTAI = "epoch     train_loss  valid_loss  accuracy  time    \n" + "".join(
     for epoch in range(20)
 )
 BATCHES = "".join(
-    f"| epoch {epoch:3d} | {step:5d}/ 1000 batches | lr 20.00 | ms/batch 12.31 | loss  5.{epoch}{step // 100}\n"
-    + (f"| end of epoch {epoch:3d} | time: 12.31s | valid loss  5.{epoch}9 | valid ppl 162.1\n" if step == 1000 else "")
+    f"| epoch {epoch:3d} | {step:5d}/ 1000 batches | lr 20.00 | ms/batch 12.31 | loss 15.{epoch}{step // 100}\n"
+    + (f"| end of epoch {epoch:3d} | time: 12.3s | valid loss  5.{epoch}9 | valid ppl  162.1\n" if step == 1000 else "")
     for epoch in range(1, 3)
     for step in range(100, 1001, 100)
 )
@@ -168,7 +170,7 @@ CONSOLES = [
     ("megatron_val.log", MEGATRON_VAL, (20, 1)),
     ("neox.log", NEOX, (20, 0)),
     ("olmo.log", OLMO, (20, 0)),
-    ("composer.log", COMPOSER, (20, 0)),
+    ("composer.log", COMPOSER, (20, 20)),
     ("litgpt.log", LITGPT, (20, 1)),
     ("bars.log", BARS, (40, 1)),
     ("mlx.log", MLX, (20, 1)),

@@ -77,7 +77,7 @@ def _losses(model: PreTrainedModel, windows: torch.Tensor) -> Losses:
 
 def _windows(tokens: Tokens, model: PreTrainedModel) -> torch.Tensor:
     rows = model.get_input_embeddings().weight.shape[0]
-    block = min(PROFILE_BLOCK, context_limit(model) or PROFILE_BLOCK, len(tokens) - 1)
+    block = min(PROFILE_BLOCK, context_limit(model.config) or PROFILE_BLOCK, len(tokens) - 1)
     if block < 8:
         raise UserError(f"the text has {len(tokens)} held-out tokens, which are too few to measure on")
     starts = np.unique(np.linspace(0, len(tokens) - block - 1, PROFILE_WINDOWS).astype(np.int64))
