@@ -111,5 +111,5 @@ def _holder(study: Study) -> str:
     try:
         holder = json.loads(read_regular(_holder_path(study)))
         return f"process {holder['pid']} on {holder['host']} since {local_time_words(holder['since'])}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return "another process"
