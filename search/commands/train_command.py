@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from results.model_card import model_row
-from results.study.atomic import storage_fault_words, write_document
+from results.study.atomic import storage_error_words, write_document
 from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study, create_study, find_study, open_study, studies_dir
 from results.study.ledger import Ledger
@@ -97,7 +97,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         try:
             status = _train(plan, state, study, checkpoints, terminal, interrupts)
         except OSError as error:
-            raise UserError(storage_fault_words(error, study.path, again=going_on(study))) from None
+            raise UserError(storage_error_words(error, study.path, again=going_on(study))) from None
     last = state.model, state.adapter_base
     del state  # the optimizer's moments, twice the model
     saved = _save_model(plan, last, checkpoints, study, status, terminal)

@@ -9,10 +9,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_IFREG
 from typing import Any
 
 from results.study.folder import LATEST, Study, find_study, list_studies, open_study
-from results.study.paths import expanded, path_error
+from results.study.paths import expanded
 from results.winner import winner_of
 from results.words import config_words, value_words
 from search.option_names import as_variable
@@ -29,9 +30,9 @@ from trainable.config import (
     config_from,
     make_config,
 )
-from trainable.errors import UserError, did_you_mean, first_of, reason
+from trainable.errors import UserError, as_user_error, did_you_mean, first_of
 from trainable.model.model_names import RECORD
-from trainable.regular_files import json_object, read_regular
+from trainable.regular_files import file_type, json_object, read_regular
 
 LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "linear": "linear",
@@ -72,18 +73,21 @@ def read_baseline(text: str) -> Baseline:
     """Return what BASELINE=text names. Raises UserError if it does not exist or cannot be read."""
     if text in BASELINES:
         return Baseline(name=text, config=BASELINES[text])
-    if _is_file(text):
-        path = expanded(text, "BASELINE")
-        # What a shell completes: the file that makes the folder what it is.
-        path = path.parent if path.name in ("trainer_state.json", "training_args.bin", "study.json") else path
-        study = Study(path)
-        if path_error(study.study_json) is not None or not study.study_json.is_file():
+    path = expanded(text, "BASELINE")
+    # What a shell completes: the file that makes the folder what it is.
+    path = path.parent if path.name in ("trainer_state.json", "training_args.bin", "study.json") else path
+    with as_user_error(OSError, f"BASELINE={text}", "Name a .env file, a checkpoint, a folder or a study."):
+        kind, kind_of_document = file_type(path), file_type(Study(path).study_json)
+    is_path = "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES))
+    studies = [] if is_path else [study.name for study in list_studies()]
+    if is_path or (kind is not None and text not in studies):
+        if kind_of_document != S_IFREG:
             return _of_file(text, path)
+        study = Study(path)
+    elif text != LATEST and find_study(text) is None:
+        near = did_you_mean(text, [*BASELINES, *studies])
+        raise UserError(f"BASELINE={text} is no built-in configuration, file, folder or study.{near}")
     else:
-        studies = [study.name for study in list_studies()]
-        if text != LATEST and find_study(text) is None:
-            near = did_you_mean(text, [*BASELINES, *studies])
-            raise UserError(f"BASELINE={text} is no built-in configuration, file, folder or study.{near}")
         study = open_study(text)
     best = winner_of(study).trial
     if best is None:
@@ -91,19 +95,10 @@ def read_baseline(text: str) -> Baseline:
     return Baseline(name=f"{study.name} trial {best['trial_id']}", config=config_from(best))
 
 
-def _is_file(text: str) -> bool:
-    path = Path(text)
-    # A text that is too long for a name is no study's either.
-    if "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES)) or path_error(path) is not None:
-        return True
-    return path.exists() and text not in {study.name for study in list_studies()}
-
-
 def _of_file(text: str, path: Path) -> Baseline:
     where = f"BASELINE={text}"
-    if (error := path_error(path)) is not None or not path.exists():
-        what = error or "there is no such file"
-        raise UserError(f"{where}: {what}. Name a .env file, a checkpoint, a folder or a study.")
+    if not path.exists():
+        raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
     if path.is_dir():
         check_links(path, where)
         read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
@@ -133,10 +128,8 @@ def _of_file(text: str, path: Path) -> Baseline:
 def _of_env(where: str, path: Path) -> _Read:
     if path.suffix in NO_ENV:
         raise UserError(f"{where} {NO_ENV[path.suffix]}.")
-    try:
+    with as_user_error((OSError, UnicodeDecodeError), f"{where} cannot be read as text", "Name a .env file."):
         lines = read_regular(path).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} cannot be read as text: {reason(error)}. Name a .env file.") from None
     # Not the others: the new study has its own model, text and folders.
     taken = (*ENV_NAMES, "USE_LR_WARMUP")
     texts: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """A plan: a study, new or reopened, with everything that its runs need. It is checked before anything is written."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -262,16 +263,22 @@ def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: Searc
             one.dropout > 0,
             one.grad_accum_steps > 1,
             one.lora_rank,
+            _layers(one.lora_targets),
         ),
     )
 
 
+def _layers(lora_targets: str) -> float:
+    """Return how many kinds of layers get adapters, as far as the names tell."""
+    return math.inf if lora_targets == "all-linear" else lora_targets.count(",")
+
+
 def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     """Return the baseline at the largest sizes that the space can propose; several where one depends on another."""
-    # Gradients and moments of every weight, and activations in full precision.
-    most: dict[str, Any] = {"use_lora": False, "precision": "fp32"}
+    # Gradients and moments of every weight, activations in full precision, and adapters of every layer.
+    most = {"use_lora": lambda value: not value, "precision": "fp32".__eq__, "lora_targets": _layers}
     domains = {name: domain for name in most if (domain := space.domain(name)) is not None}
-    searched = {name: most[name] for name, domain in domains.items() if most[name] in domain.examples()}
+    searched = {name: max(domain.examples(), key=most[name]) for name, domain in domains.items()}
     # Dropout's masks are memory too, on a CPU the attention's weights, and the gradients that a micro-batch adds to.
     sizes = ("batch_size", "block_size", "lora_rank", "dropout", "grad_accum_steps")
     return [

@@ -259,7 +259,7 @@ def _checks(preflight: Preflight) -> "Iterator[Check]":
         preflight.memory_frac,
         tokenizer=loaded.tokenizer,
         files=loaded.inputs.files,
-        documents=loaded.inputs.documents,
+        documents=loaded.inputs.options.documents,
         largest=preflight.largest,
         checkpoint=start,
         room=preflight.room,

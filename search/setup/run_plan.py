@@ -114,13 +114,11 @@ def run_plan(
             full_length=not searcher.log.rung_tokens,
         )
         run_study(
-            study,
             searcher,
             plan.loaded.spec,
             baseline=plan.baseline,
             slots=plan.slots,
             options=plan.options,
-            ledger=ledger,
             view=view,
             interrupts=interrupts,
             callbacks=mirror_callbacks(plan.options, view, plan.space),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from trainable.errors import UserError, full_reason
+from trainable.errors import UserError, as_user_error
 from trainable.regular_files import whole_file
 
 BLOCK_BYTES = 8 << 20
@@ -29,10 +29,9 @@ def files_at(place: str) -> tuple[Any, str]:
 
     if "://" not in place:
         return fs.LocalFileSystem(), str(Path(place).expanduser().absolute())
-    try:
+    refused = (pa.ArrowException, OSError, ValueError)
+    with as_user_error(refused, f"STORAGE={place}", "Name a shared folder, or s3://..."):
         files, path = fs.FileSystem.from_uri(place)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"STORAGE={place}: {full_reason(error)}. Name a shared folder, or s3://...") from None
     if not path:
         raise UserError(f"STORAGE={place} names no bucket. Write it as s3://bucket/prefix.")
     return files, path.rstrip("/")
@@ -43,6 +42,13 @@ def below(place: str, *parts: str) -> str:
     is_uri = "://" in place
     address, mark, query = place.partition("?") if is_uri else (place, "", "")
     return "/".join((address.rstrip("/"), *(quote(part) if is_uri else part for part in parts))) + mark + query
+
+
+def names_in(files: Any, folder: str) -> list[str]:
+    """Return the names of what a folder holds, none where there is no such folder. Raises OSError."""
+    from pyarrow.fs import FileSelector
+
+    return [one.base_name for one in files.get_file_info(FileSelector(folder, allow_not_found=True))]
 
 
 def write_whole(files: Any, path: str, blocks: Iterator[bytes]) -> None:
