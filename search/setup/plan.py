@@ -142,9 +142,8 @@ def plan_study(
     loaded = load_for(asked_of(kind, draft, settings, trials_planned=draft.trials), options, progress)
     progress("checking that model, text and settings fit together", 0.0)
     check_fit(loaded, configs or [draft.baseline, *largest_configs(draft), *_with_lora(draft)])
-    slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
 
-    def of_space(space: SearchSpace) -> Plan:
+    def of_space(space: SearchSpace, slots: Slots | None = None) -> Plan:
         configs = baseline_configs(space, settings) if kind == "baseline" else []
         learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
         told = [*widening_words(file, draft), *unread_words(draft), *([learned.words(space)] if learned else [])]
@@ -166,8 +165,8 @@ def plan_study(
         device_s, shapes = draft.budget.device_s, [*draft.shapes(), *map(shape_of, configs)]
         assert device_s is not None
         known = budget_of(timed).speeds if timed and timed["device"] == plan.document["device"] else None
-        found = measured_speeds(loaded, slots, shapes, known=known, device_s=device_s, progress=progress)
-        return of_space(space_of_kind(file, settings, kind, found))
+        found = measured_speeds(loaded, plan.slots, shapes, known=known, device_s=device_s, progress=progress)
+        return of_space(space_of_kind(file, settings, kind, found), plan.slots)
 
     return replace(plan, with_speeds=None if draft.budget.device_s is None else with_speeds)
 

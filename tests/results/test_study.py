@@ -240,6 +240,26 @@ def test_a_study_of_a_clock_that_was_years_ahead_is_not_the_latest_for_ever(
     assert time_to_make() > now + timedelta(days=2)
 
 
+@pytest.mark.parametrize(
+    ("table", "changes", "fault"),
+    [
+        ("evaluation", {"milestones_tokens": []}, "evaluation: Value error, milestones_tokens is missing"),
+        ("space", {"toml": None}, "space.toml: it must be a text"),
+        ("settings", {"x": 1}, "settings.x: Extra inputs are not permitted"),
+    ],
+)
+def test_what_its_runs_need_and_a_document_does_not_say_is_named(
+    studies: Path, make_document: MakeDocument, table: str, changes: dict[str, Any], fault: str
+) -> None:
+    document = make_document("one")
+    study = create_study("one", {**document, table: {**document[table], **changes}})
+    with pytest.raises(UserError, match=re.escape(f"study.json: {fault}. It was changed since the study was made")):
+        study.document()
+    if table == "evaluation":
+        whole = {**document, "kind": "train", table: {"block_size": 128, "tokens": 256}}
+        assert create_study("run", whole).document()["kind"] == "train"
+
+
 @pytest.mark.parametrize("created_at", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59"])
 def test_a_time_that_some_zone_cannot_show_is_refused(
     studies: Path, make_document: MakeDocument, created_at: str

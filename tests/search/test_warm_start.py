@@ -201,10 +201,8 @@ def test_a_study_without_a_loss_teaches_nothing(source: Study) -> None:
 
 
 def test_a_study_of_another_kind_teaches_nothing(source: Study) -> None:
-    document = source.document()
-    del document["evaluation"]["milestones_tokens"]
-    source.study_json.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"its study\.json is not a search's"):
+    source.study_json.write_text(json.dumps({**source.document(), "kind": "train"}))
+    with pytest.raises(UserError, match="study before is of kind train"):
         warm_start_from(source, make_space(), FACTS)
 
 
