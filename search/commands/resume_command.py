@@ -132,7 +132,7 @@ def _resume(
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
     with ray_ahead(plan):
-        check_preflight(preflight_of(plan), options, terminal)
+        check_preflight(preflight_of(plan), terminal)
         plan = replace(plan, document={**plan.document, **changed})
         left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
         cut_off = f"{left} cut off, " if left else ""

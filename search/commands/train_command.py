@@ -79,7 +79,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     preflight = Preflight(
         loaded=plan.loaded, config=plan.config, largest=plan.config, room=room, checkpoint=plan.checkpoint
     )
-    check_preflight(preflight, options, terminal)
+    check_preflight(preflight, terminal)
     with _memory_told(plan):
         state = _begin(plan, plan.loaded.spec)
     # Of a winner's run the name is the program's own.
