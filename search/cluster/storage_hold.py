@@ -52,7 +52,7 @@ def claim_name(study: Study, storage: str) -> None:
         # study.json last: another machine takes what has one for a whole study.
         for path in sorted(study.path.iterdir(), key=lambda path: path == study.study_json):
             if path.suffix == ".json":
-                write_whole(files, f"{root}/{path.name}", iter([path.read_bytes()]))
+                write_whole(files, f"{root}/{path.name}", [path.read_bytes()])
 
 
 def release_name(study: Study, storage: str) -> None:
@@ -176,9 +176,9 @@ class TableMirror:
                 mtime_ns = path.stat().st_mtime_ns
                 if self._known.get(path) != mtime_ns and not path.name.startswith("."):
                     changed.append((path, mtime_ns, path.read_bytes()))
-        write_whole(files, f"{root}/{MARK}", iter([json.dumps(_this_driver()).encode()]))
+        write_whole(files, f"{root}/{MARK}", [json.dumps(_this_driver()).encode()])
         for path, mtime_ns, data in reversed(changed):
-            write_whole(files, f"{root}/{path.relative_to(self.study.path).as_posix()}", iter([data]))
+            write_whole(files, f"{root}/{path.relative_to(self.study.path).as_posix()}", [data])
             self._known[path] = mtime_ns
 
 

@@ -69,7 +69,7 @@ def probed(storage: str) -> Iterator[tuple[str, str]]:
     files, root = files_at(storage)
     path, word = f"{root}/.probe-{secrets.token_hex(4)}", secrets.token_hex(8)
     with written(storage):
-        write_whole(files, path, iter([word.encode()]))
+        write_whole(files, path, [word.encode()])
     try:
         yield path, word
     finally:

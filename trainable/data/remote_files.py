@@ -1,6 +1,6 @@
 """Files at a place that several machines reach: a folder, or a URI that pyarrow knows. It knows no study and no run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -51,7 +51,7 @@ def names_in(files: Any, folder: str) -> list[str]:
     return [one.base_name for one in files.get_file_info(FileSelector(folder, allow_not_found=True))]
 
 
-def write_whole(files: Any, path: str, blocks: Iterator[bytes]) -> None:
+def write_whole(files: Any, path: str, blocks: Iterable[bytes]) -> None:
     """Write a file that is seen whole or, on a folder, not at all. Raises OSError.
 
     An object store shows a file when it is closed, so there a broken one lacks its last blocks.
