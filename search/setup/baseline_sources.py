@@ -6,7 +6,7 @@ say what was read, ignored and missing: a comparison with a baseline that is not
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from stat import S_IFREG
@@ -61,12 +61,8 @@ class Baseline:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    values: Mapping[str, Any]
-    """By hyperparameter."""
-    left: tuple[str, ...] = ()
-    """What the file says and a baseline does not take."""
+_Read = tuple[Mapping[str, Any], Sequence[str]]
+"""Values by hyperparameter; and what a file says besides, which a baseline does not take."""
 
 
 def read_baseline(text: str) -> Baseline:
@@ -101,20 +97,20 @@ def _of_file(text: str, path: Path) -> Baseline:
         raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
     if path.is_dir():
         check_links(path, where)
-        read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
+        values, others = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
     else:
-        read = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
-    left = first_of(read.left, MOST_SHOWN)
-    if not read.values:
+        values, others = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
+    left = first_of(others, MOST_SHOWN)
+    if not values:
         raise UserError(f"{where} says no hyperparameter{left and f'; it holds {left}'}. Name another file.")
     try:
-        config = make_config(DOCUMENTED, with_default_warmup(read.values, DOCUMENTED))
+        config = make_config(DOCUMENTED, with_default_warmup(values, DOCUMENTED))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     missing = [
         f"{name} {value_words(getattr(config, name))}"
         for name in HYPERPARAMETERS
-        if name not in read.values
+        if name not in values
         and name not in ("seed", "training_steps", "min_lr_frac", "decay_frac")
         and config.reads(name)
         and (name != "use_lora" or config.use_lora)
@@ -151,7 +147,7 @@ def _of_env(where: str, path: Path) -> _Read:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     left = [name for name, text in texts.items() if name in KNOWN and name not in taken and text]
-    return _Read(values=values, left=(*left, *(f"{name} (not known)" for name in unknown)))
+    return values, [*left, *(f"{name} (not known)" for name in unknown)]
 
 
 def _assignments(where: str, line: str) -> list[tuple[str, str]]:
@@ -177,7 +173,7 @@ def _of_checkpoint(path: Path) -> _Read:
 
     checkpoint = read_checkpoint(path)
     if checkpoint.config is not None:
-        return _Read(values=asdict(checkpoint.config))
+        return asdict(checkpoint.config), ()
     return _translated(settings_in(checkpoint.payload))
 
 
@@ -185,7 +181,7 @@ def _of_model_folder(where: str, path: Path) -> _Read:
     values = (json_object(path / RECORD) or {}).get("hyperparameters")
     if not isinstance(values, dict):
         raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.")
-    return _Read(values=values)
+    return values, ()
 
 
 def _of_trainer(where: str, path: Path) -> _Read:
@@ -225,7 +221,7 @@ def _of_trainer(where: str, path: Path) -> _Read:
         values["block_size"] = tokens // (done * values["batch_size"] * (values.get("grad_accum_steps") or 1))
     if (adapters := json_object(path / "adapter_config.json")) is not None:
         values |= _of_adapters(adapters, left)
-    return _Read(values={name: value for name, value in values.items() if value is not None}, left=tuple(left))
+    return {name: value for name, value in values.items() if value is not None}, left
 
 
 def _of_adapters(settings: Mapping[str, Any], left: list[str]) -> dict[str, Any]:
@@ -268,7 +264,7 @@ def _translated(settings: Mapping[str, Any]) -> _Read:
             values[name] = ours
         else:
             left.append(f"{name} {value_words(value)}")
-    return _Read(values=values, left=tuple(left))
+    return values, left
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:

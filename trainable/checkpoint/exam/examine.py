@@ -201,8 +201,8 @@ def _examine(checkpoint: Checkpoint, before: Checkpoint | None, profile_of: Call
         for name, value in settings_in(checkpoint.payload).items()
         if value is not None and not (isinstance(value, int) and abs(value) > LARGEST_SHOWN)
     }
-    state = exam_weights.OptimizerFacts(optimizer_in(checkpoint.payload), weights)
-    learning_rate = state.learning_rate or exam_weights.positive_number(hyperparameters.get("learning_rate"))
+    optimizer, recorded = optimizer_in(checkpoint.payload), hyperparameters.get("learning_rate")
+    learning_rate = exam_weights.learning_rate_in(optimizer) or exam_weights.positive_number(recorded)
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
     shared = _comparable(before, weights, checkpoint.optimizer_steps)
     return CheckpointFacts(
@@ -216,12 +216,10 @@ def _examine(checkpoint: Checkpoint, before: Checkpoint | None, profile_of: Call
         nonfinite_tensors=tuple(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())),
         learning_rate=learning_rate,
         hyperparameters=hyperparameters,
-        optimizer_tensors=state.tensors,
-        without_gradient=state.without_gradient,
-        nonfinite_optimizer=state.nonfinite,
         zero_adapters=tuple(
             name for name, tensor in weights.items() if "lora_b" in name.lower() and not bool(tensor.any())
         ),
+        **exam_weights.gradient_facts(optimizer, weights),
         **vars(profile_of(checkpoint, weights, hyperparameters)),
         compared_with=before.path.name if before and shared else "",
         unchanged_tensors=tuple(name for name, (old, new) in shared.items() if torch.equal(old, new)),
