@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -90,7 +91,7 @@ def hold(study: Study) -> Iterator[None]:
     try:
         # On a full disk others are not told who holds the lock, but it holds.
         with suppress(OSError):
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
+            holder = {**this_process(), "since": datetime.now(UTC).isoformat()}
             write_atomic(_holder_path(study), json.dumps(holder).encode())
         # Only now: who does not hold the study may come upon files that another process is writing.
         remove_unfinished(study.path)
@@ -100,6 +101,11 @@ def hold(study: Study) -> Iterator[None]:
         with suppress(OSError):
             _holder_path(study).unlink(missing_ok=True)
         lock.release()
+
+
+def this_process() -> dict[str, Any]:
+    """Return by what another process, here or on another machine, knows this one."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _holder_path(study: Study) -> Path:

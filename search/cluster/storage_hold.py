@@ -4,7 +4,6 @@ Ages are by the storage's clock. The mark is not a lock: two drivers that begin 
 """
 
 import json
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import psutil
 from pyarrow import fs
 
 from results.study.folder import Study, StudyExistsError
+from results.study.lock import this_process
 from search.cluster.study_storage import lies_in, probed, written
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
 from trainable.errors import UserError, full_reason
@@ -79,7 +79,7 @@ def check_unheld(study: Study, storage: str) -> None:
 
 def _check_mark(study: Study, storage: str, files: Any, root: str) -> None:
     mark = _document(files, f"{root}/{MARK}")
-    if mark is None or mark == _this_driver():
+    if mark is None or mark == this_process():
         return
     if mark.get("host") == socket.gethostname():
         pid, age_s = mark.get("pid"), 0
@@ -159,7 +159,7 @@ class TableMirror:
     def _remove_mark(self) -> None:
         files, root = files_at(below(self.storage, self.study.name))
         # Another driver may have gone on with the study since these trials ended.
-        if _document(files, f"{root}/{MARK}") == _this_driver():
+        if _document(files, f"{root}/{MARK}") == this_process():
             files.delete_file(f"{root}/{MARK}")
 
     def _copy(self) -> None:
@@ -176,11 +176,7 @@ class TableMirror:
                 mtime_ns = path.stat().st_mtime_ns
                 if self._known.get(path) != mtime_ns and not path.name.startswith("."):
                     changed.append((path, mtime_ns, path.read_bytes()))
-        write_whole(files, f"{root}/{MARK}", [json.dumps(_this_driver()).encode()])
+        write_whole(files, f"{root}/{MARK}", [json.dumps(this_process()).encode()])
         for path, mtime_ns, data in reversed(changed):
             write_whole(files, f"{root}/{path.relative_to(self.study.path).as_posix()}", [data])
             self._known[path] = mtime_ns
-
-
-def _this_driver() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}
