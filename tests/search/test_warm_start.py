@@ -14,7 +14,6 @@ import pytest
 from results.study.atomic import write_document
 from results.study.folder import Study, create_study
 from results.study.tables import METRICS, TRIALS, write_table
-from search.tune.asha import TokenASHA
 from search.tune.history import (
     WARM_START_JSON,
     KnownTrial,
@@ -247,7 +246,6 @@ def searched(space: SearchSpace, draw: random.Random, warm_start: WarmStart | No
     """
     searcher = SpaceSearcher(space, warm_start=warm_start)
     log = searcher.log
-    scheduler = TokenASHA(log)
     while len(log.trials) < space.trials:
         proposal = searcher.suggest("any")
         assert isinstance(proposal, dict)
@@ -255,7 +253,7 @@ def searched(space: SearchSpace, draw: random.Random, warm_start: WarmStart | No
         best = abs(math.log10(config.learning_rate) + 2.5) + draw.gauss(0, 0.05)
         for tokens in (0, *space.evaluation_tokens()):
             loss = best + 4 * math.exp(-5 * tokens / space.budget.tokens)
-            if tokens < space.budget.tokens and not scheduler.goes_on(number, tokens, loss):
+            if tokens < space.budget.tokens and not log.evaluate(number, tokens, loss):
                 log.end(number, "stopped", loss)
                 break
         else:
