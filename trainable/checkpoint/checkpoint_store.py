@@ -67,7 +67,8 @@ class CheckpointStore:
 
     def delete(self) -> None:
         """Delete every checkpoint of the trial; there need be none."""
-        self._folder.remove_all()
+        with suppress(FileNotFoundError):
+            self._folder.remove_all()
 
     def _steps(self) -> list[int]:
         return saved_steps(self._folder.names())
@@ -143,13 +144,12 @@ class _LocalFolder:
         (self.path / name).unlink(missing_ok=True)
 
     def remove_all(self) -> None:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+        shutil.rmtree(self.path)
 
 
 class _RemoteFolder:
     def __init__(self, root: str, name: str) -> None:
-        self._files, place = files_at(root)
+        self._files, place = files_at(root)  # named in its errors
         self.path = f"{place}/{name}"
 
     def names(self) -> list[str]:
@@ -178,5 +178,4 @@ class _RemoteFolder:
         self._files.delete_file(f"{self.path}/{name}")
 
     def remove_all(self) -> None:
-        with suppress(FileNotFoundError):
-            self._files.delete_dir(self.path)
+        self._files.delete_dir(self.path)
