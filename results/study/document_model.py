@@ -120,7 +120,7 @@ class _Settings(_Part, extra="forbid"):
     device_s: Seconds | None = None
     pins: Table
     baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
-    compare: Text | None = None
+    compare: Literal["before", "documented"] | None = None
     confirm: _ConfirmAtEnd | None = None
 
 

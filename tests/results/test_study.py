@@ -246,6 +246,7 @@ def test_a_study_of_a_clock_that_was_years_ahead_is_not_the_latest_for_ever(
         ("evaluation", {"milestones_tokens": []}, "evaluation: Value error, milestones_tokens is missing"),
         ("space", {"toml": None}, "space.toml: it must be a text"),
         ("settings", {"x": 1}, "settings.x: Extra inputs are not permitted"),
+        ("settings", {"compare": "x"}, "settings.compare: Input should be 'before' or 'documented'"),
     ],
 )
 def test_what_its_runs_need_and_a_document_does_not_say_is_named(
