@@ -71,8 +71,8 @@ class _Evaluation(_Part):
 
 class _Start(_Part):
     # None where the loss is not finite.
-    val_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    train_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    val_loss: Annotated[float, Field(allow_inf_nan=False)] | None
+    train_loss: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
 class _Device(_Part):

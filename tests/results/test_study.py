@@ -245,6 +245,7 @@ def test_a_study_of_a_clock_that_was_years_ahead_is_not_the_latest_for_ever(
     [
         ("evaluation", {"milestones_tokens": []}, "evaluation: Value error, milestones_tokens is missing"),
         ("space", {"toml": None}, "space.toml: it must be a text"),
+        ("start", {"val_loss": 7.0}, "start.train_loss: it is missing"),
         ("settings", {"x": 1}, "settings.x: Extra inputs are not permitted"),
         ("settings", {"compare": "x"}, "settings.compare: Input should be 'before' or 'documented'"),
     ],
@@ -253,7 +254,7 @@ def test_what_its_runs_need_and_a_document_does_not_say_is_named(
     studies: Path, make_document: MakeDocument, table: str, changes: dict[str, Any], fault: str
 ) -> None:
     document = make_document("one")
-    study = create_study("one", {**document, table: {**document[table], **changes}})
+    study = create_study("one", {**document, table: {**document.get(table, {}), **changes}})
     with pytest.raises(UserError, match=re.escape(f"study.json: {fault}. It was changed since the study was made")):
         study.document()
     if table == "evaluation":
