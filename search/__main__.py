@@ -118,14 +118,14 @@ def _run(words: Sequence[str]) -> int:
         terminal.document({"error": "interrupted"})
         return INTERRUPTED
     except OSError as error:
-        from results.study.atomic import storage_fault_words
+        from results.study.atomic import storage_error_words
         from results.study.paths import shown
 
         if isinstance(error, PermissionError) and isinstance(error.filename, str):
             # Any access to a folder may raise it; without a file name it is about something else.
             where = shown(Path(error.filename))
             return _refused(f"{where}: permission denied. Give the user {os.geteuid()} the right to it.", terminal)
-        return _refused(storage_fault_words(error), terminal)
+        return _refused(storage_error_words(error), terminal)
 
 
 def _refused(reason: str, terminal: "Terminal", *, code: int = 2) -> int:

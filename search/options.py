@@ -44,7 +44,7 @@ from trainable.config import (
     variable_of,
 )
 from trainable.data.remote_files import files_at
-from trainable.data.text_documents import Documents, parse_documents
+from trainable.data.text_documents import WHOLE_FILES, Documents, parse_documents
 from trainable.errors import UserError, did_you_mean, full_reason, redacted
 from trainable.regular_files import file_type
 
@@ -222,7 +222,7 @@ class Options(BaseModel):
     """text file or folder of text files (default: the Python language reference)"""
     validation_data_source: AbsolutePath | None = None
     """text file or folder held out whole (default: the last tenth of the training text)"""
-    documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] | None = None
+    documents: Annotated[InstanceOf[Documents], BeforeValidator(parse_documents)] = WHOLE_FILES
     """how the text is split into documents: file, line, blank-line or jsonl:FIELD (default file)"""
     checkpoint_path: AbsolutePath | None = None
     """train: go on from this checkpoint; search: every trial starts from its weights"""

@@ -1,6 +1,6 @@
 """SearchSpace: the searched parameters, the baseline and the budget of a study, checked together. It reads no file."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -197,6 +197,10 @@ class SearchSpace:
         assert self.searcher == "grid", self.searcher
         has_run = set(map(without_seed, run))
         return [cell for config, cell in self._cells.items() if config not in has_run]
+
+    def planned_trials(self, run: Collection[TrialConfig]) -> int:
+        """Return how many trials a search has in the end that began with `run`: a grid, those and its other cells."""
+        return len(run) + len(self.grid_points(run)) if self.searcher == "grid" else self.trials
 
     @cached_property
     def _cells(self) -> Mapping[TrialConfig, dict[str, Any]]:

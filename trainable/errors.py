@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 LARGEST_SHOWN = 10**15  # larger whole numbers are out of every bound; no float can hold some of them
 MOST_LISTED = 8
@@ -36,6 +37,17 @@ class UserError(ValueError):
     def __init__(self, message: str = "") -> None:
         # What a person typed, or a file is called, may hold bytes that are no UTF-8, which not everything can pass on.
         super().__init__(redacted(message).encode("utf-8", "backslashreplace").decode())
+
+
+@contextmanager
+def as_user_error(
+    kinds: type[BaseException] | tuple[type[BaseException], ...], what: str, remedy: str = ""
+) -> Iterator[None]:
+    """Turn an error of these kinds into the UserError that says what fails, why, and the remedy."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{what}: {reason(error)}. {remedy}".rstrip()) from None
 
 
 class InputChangedError(UserError):

@@ -22,6 +22,8 @@ _STORAGE_WORDS = {
     errno.ESTALE: "deleted or moved while it was written to. Put it back",
     errno.EIO: "the device reports an error. Check the disk",
 }
+_ENDS_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ESTALE)
+"""The disk is full or read-only, or the study is gone."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -38,28 +40,21 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def is_storage_error(error: OSError) -> bool:
-    """Return whether no further write can succeed: the disk is full or read-only, or the study is gone."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ESTALE)
-
-
-def storage_error_words(error: OSError, path: Path | None = None, *, again: str | None = None) -> str:
+def storage_error_words(
+    error: OSError, path: Path | None = None, *, again: str | None = None, is_certain: bool = False
+) -> str:
     """Return a line with the file, why it could not be written, and the remedy.
 
     path: named where the error itself names no file. again: the command that goes on; None for the one that was typed.
+    is_certain: it came from writing; of any other, what does not end all further writes may be a bug: raised again.
     """
+    if not is_certain and error.errno not in _ENDS_WRITING:
+        raise error
     named = error.filename if isinstance(error.filename, str | bytes) else None
     where = Path(os.fsdecode(named)) if named else path
     why = _STORAGE_WORDS.get(error.errno or 0) or f"{reason(error)}. Make it writable"
     then = "run the command again." if again is None else f"go on with: {again}"
     return f"{f'{shown(where)}: ' if where else ''}{why}; what was measured so far is kept. Then {then}"
-
-
-def storage_fault_words(error: OSError, path: Path | None = None, *, again: str | None = None) -> str:
-    """Return storage_error_words() of an error that is_storage_error(); raises any other again."""
-    if not is_storage_error(error):
-        raise error
-    return storage_error_words(error, path, again=again)
 
 
 Value = TypeVar("Value")

@@ -6,7 +6,16 @@ from datetime import datetime
 from textwrap import shorten
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from trainable.config import DOCUMENTED, config_from, make_config
 
@@ -62,8 +71,8 @@ class _Evaluation(_Part):
 
 class _Start(_Part):
     # None where the loss is not finite.
-    val_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    train_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    val_loss: Annotated[float, Field(allow_inf_nan=False)] | None
+    train_loss: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
 class _Device(_Part):
@@ -80,7 +89,7 @@ class _Space(_Part):
     name: Text
     path: Text
     description: Text
-    toml: Text | None
+    toml: Text
 
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -99,19 +108,19 @@ class _EarlyEnd(_Part):
     noise_nats: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _ConfirmAtEnd(_Part):
+class _ConfirmAtEnd(_Part, extra="forbid"):
     top: Positive
     seeds: Positive | None
     attempt: Positive
 
 
-class _Settings(_Part):
+class _Settings(_Part, extra="forbid"):
     trials: Positive | Literal["auto"] | None = None
     budget_tokens: Positive | None = None
     device_s: Seconds | None = None
     pins: Table
     baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
-    compare: Text | None = None
+    compare: Literal["before", "documented"] | None = None
     confirm: _ConfirmAtEnd | None = None
 
 
@@ -159,6 +168,14 @@ class StudyDocument(_Part):
     scheduler: Table = {}
     stability: Table = {}
     seed: Count
+
+    @field_validator("evaluation")
+    @classmethod
+    def _says_when(cls, evaluation: _Evaluation, info: ValidationInfo) -> _Evaluation:
+        # A run of train is evaluated by its steps.
+        if info.data.get("kind") != "train" and not evaluation.milestones_tokens:
+            raise ValueError("milestones_tokens is missing")
+        return evaluation
 
 
 INPUT_VARIABLES: Mapping[str, str] = {

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain, count
 from pathlib import Path
-from stat import S_IFREG
+from stat import S_IFDIR, S_IFREG
 from types import MappingProxyType
 from typing import Any
 
 from results.study.atomic import write_document
-from results.study.paths import expanded, path_error, shown
+from results.study.paths import expanded, shown
 from results.study.planned_run import Row
-from trainable.errors import UserError, did_you_mean, reason
+from trainable.errors import UserError, as_user_error, did_you_mean, reason
 from trainable.regular_files import cannot_make, file_type, read_regular, sync_folder
 
 SCHEMA_VERSION = 3
@@ -34,6 +34,9 @@ RESUMED_KINDS = ("search", "baseline")
 """Kinds of studies that have a baseline and trials of their own, and that resume goes on with."""
 
 MAX_NAME_CHARACTERS = 100
+MOST_AHEAD = timedelta(days=365)
+"""A study that was made later than this from now says nothing of when it was: its clock was wrong."""
+_UNKNOWN = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,9 @@ def studies_dir() -> Path:
     if not text:
         return STUDIES_DIR
     path = expanded(text, "STUDIES_DIR")
-    if (why := path_error(path)) is not None:
-        raise UserError(f"STUDIES_DIR={text!r} cannot be used: {why}. Set it to a folder.")
-    if path.exists() and not path.is_dir():
+    with as_user_error(OSError, f"STUDIES_DIR={text!r} cannot be used", "Set it to a folder."):
+        kind = file_type(path)
+    if kind not in (S_IFDIR, None):
         raise UserError(f"STUDIES_DIR={text!r} is not a folder.")
     return path
 
@@ -222,11 +225,8 @@ def _create(name: str, documents: Mapping[str, Mapping[str, Any]], claim: Callab
     if os.path.lexists(study.path):
         raise study_exists(name)
     temporary = study.path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with as_user_error(OSError, f"cannot make a study in {shown(study.path.parent)}", "Set STUDIES_DIR to a folder."):
         temporary.mkdir(parents=True)
-    except OSError as err:
-        where = shown(study.path.parent)
-        raise UserError(f"cannot make a study in {where}: {reason(err)}. Set STUDIES_DIR to a folder.") from None
     made = temporary
     try:
         (temporary / "steps").mkdir()
@@ -281,7 +281,7 @@ def check_has_baseline(study: Study) -> None:
 
 
 def list_studies() -> list[Study]:
-    """Return every study, the newest first, an original before its copies; those that cannot be read come last."""
+    """Return every study, the newest first, an original before its copies; those of unknown age come last."""
     folder = studies_dir()
     if not folder.is_dir():
         return []
@@ -294,10 +294,13 @@ def _age(study: Study) -> tuple[datetime, bool]:
     try:
         document = study.document()
     except UserError:
-        return datetime.min.replace(tzinfo=UTC), False
+        return _UNKNOWN, False
     created_at = datetime.fromisoformat(document["created_at"])
+    created_at = created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
+    if created_at > datetime.now(UTC) + MOST_AHEAD:
+        created_at = _UNKNOWN
     # A copy is as old as its original, which comes before it: "latest" must not mean somebody's backup.
-    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC), document["name"] == study.name
+    return created_at, document["name"] == study.name
 
 
 def time_to_make() -> datetime:

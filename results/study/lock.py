@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -90,7 +91,7 @@ def hold(study: Study) -> Iterator[None]:
     try:
         # On a full disk others are not told who holds the lock, but it holds.
         with suppress(OSError):
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
+            holder = {**this_process(), "since": datetime.now(UTC).isoformat()}
             write_atomic(_holder_path(study), json.dumps(holder).encode())
         # Only now: who does not hold the study may come upon files that another process is writing.
         remove_unfinished(study.path)
@@ -102,6 +103,11 @@ def hold(study: Study) -> Iterator[None]:
         lock.release()
 
 
+def this_process() -> dict[str, Any]:
+    """Return by what another process, here or on another machine, knows this one."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
 def _holder_path(study: Study) -> Path:
     # Not the lock file itself, which any process that asks for the lock may empty.
     return study.path / ".holder.json"
@@ -111,5 +117,5 @@ def _holder(study: Study) -> str:
     try:
         holder = json.loads(read_regular(_holder_path(study)))
         return f"process {holder['pid']} on {holder['host']} since {local_time_words(holder['since'])}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return "another process"

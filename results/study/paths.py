@@ -5,22 +5,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from trainable.errors import UserError, reason
+from trainable.errors import UserError
 from trainable.regular_files import whole_path
 
 PICTURES = "results/pictures"
 """Below the current folder, ignored by git: pictures of logs, checkpoints and texts, which belong to no study."""
-
-
-def path_error(path: Path) -> str | None:
-    """Return why the system refuses the path (too long, a NUL in it, an unreadable parent), or None."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        return reason(error)
-    return None
 
 
 def expanded(text: str, variable: str) -> Path:

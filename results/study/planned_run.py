@@ -30,12 +30,9 @@ class PlannedRun:
     def columns(self) -> dict[str, Any]:
         """Return the run as columns of trials.parquet."""
         assert self.trial_id >= 0, self
-        names = ("trial_id", "purpose", "is_baseline", "of_trial", "attempt", "combination")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "point": None if self.point is None else json.dumps(self.point),
-            **asdict(self.config),
-        }
+        columns = asdict(self)
+        point = None if self.point is None else json.dumps(self.point)
+        return {**columns.pop("config"), **columns, "point": point}
 
 
 def has_result(row: Row | None) -> bool:

@@ -1,17 +1,11 @@
-"""STORAGE: a study's checkpoints, and a copy of its tables from which another machine can resume it."""
+"""STORAGE: whether it can be written, a study's checkpoints in it, and the copy of a study that is fetched from it."""
 
-import json
-import os
 import secrets
-import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zipfile import is_zipfile
 
 from results.model_card import model_row
@@ -19,19 +13,15 @@ from results.study.folder import LATEST, Study, check_study_name, open_study, st
 from results.study.lock import check_own_files
 from results.study.paths import shown
 from search.options import Options
-from trainable.data.remote_files import below, blocks_of, files_at, local_folder, write_whole
-from trainable.errors import UserError, full_reason
+from trainable.checkpoint.checkpoint_path import checkpoint_name, saved_steps
+from trainable.data.remote_files import below, blocks_of, files_at, local_folder, names_in, write_whole
+from trainable.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
     from results.study.planned_run import Row
     from trainable.checkpoint.checkpoint import Checkpoint
 
-INTERVAL_S = 30.0
 CHECKPOINTS = "checkpoints"
-MARK = ".driver.json"
-"""Names the driver that writes the study; renewed with every copy, deleted at the end."""
-MIRRORED = ("best.*", "report.*", "*.json", "*.png", "steps/*.parquet", "metrics.parquet", "trials.parquet")
-"""Copied in this order, trials last, so that every loss in it has its evaluation."""
 
 
 class NoCheckpointError(UserError):
@@ -65,13 +55,9 @@ def lies_in(study: Study, storage: str) -> bool:
     return folder is not None and (folder / study.name).resolve() == study.path.resolve()
 
 
-@contextmanager
-def written(storage: str) -> Iterator[None]:
+def written(storage: str) -> AbstractContextManager[None]:
     """Turn an OSError into the UserError that the storage cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"STORAGE={storage} cannot be written: {full_reason(error)}. Name another place.") from None
+    return as_user_error(OSError, f"STORAGE={storage} cannot be written", "Name another place.")
 
 
 @contextmanager
@@ -83,7 +69,7 @@ def probed(storage: str) -> Iterator[tuple[str, str]]:
     files, root = files_at(storage)
     path, word = f"{root}/.probe-{secrets.token_hex(4)}", secrets.token_hex(8)
     with written(storage):
-        write_whole(files, path, iter([word.encode()]))
+        write_whole(files, path, [word.encode()])
     try:
         yield path, word
     finally:
@@ -97,72 +83,6 @@ def read_probe(storage: str, path: str) -> str:
         return b"".join(blocks_of(files_at(storage)[0], path)).decode()
     except OSError:
         return ""
-
-
-@dataclass
-class TableMirror:
-    """Copies a study's tables to the storage in a thread, so that a slow store delays no trial."""
-
-    study: Study
-    storage: str
-    say: Callable[[str], None]
-    _copied_at: float = -INTERVAL_S
-    _known: dict[Path, int] = field(default_factory=dict)
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="mirror"))
-    _copying: Future[None] | None = None
-    _told: bool = False
-
-    def copy_if_due(self, *, at_once: bool = False) -> None:
-        """Start copying what has changed, unless a copy is under way or, without at_once, the last one is recent."""
-        if self._copying is not None and not self._copying.done():
-            return
-        self._end_copy()
-        if at_once or time.monotonic() - self._copied_at >= INTERVAL_S:
-            self._copied_at = time.monotonic()
-            self._copying = self._thread.submit(self._copy)
-
-    def close(self) -> None:
-        """Copy what has changed, and return when that is done."""
-        for last in (self._copy, self._remove_mark):
-            self._end_copy()
-            self._copying = self._thread.submit(last)
-        self._end_copy()
-        self._thread.shutdown()
-
-    def _end_copy(self) -> None:
-        try:
-            if self._copying is not None:
-                self._copying.result()
-        except (OSError, UserError) as error:
-            if not self._told:
-                self.say(f"STORAGE={self.storage} is behind, the study itself is up to date: {full_reason(error)}")
-            self._told = True
-        self._copying = None
-
-    def _remove_mark(self) -> None:
-        files, root = files_at(below(self.storage, self.study.name))
-        files.delete_file(f"{root}/{MARK}")
-
-    def _copy(self) -> None:
-        files, root = files_at(below(self.storage, self.study.name))
-        changed: list[tuple[Path, int, bytes]] = []
-        # Over the study itself an older table would be put in place of a newer one.
-        copied = () if lies_in(self.study, self.storage) else MIRRORED
-        # Read in the opposite order of writing, so that each table is at least as new as those that refer to it.
-        for pattern in reversed(copied):
-            for path in sorted(self.study.path.glob(pattern)):
-                mtime_ns = path.stat().st_mtime_ns
-                if self._known.get(path) != mtime_ns and not path.name.startswith("."):
-                    changed.append((path, mtime_ns, path.read_bytes()))
-        write_whole(files, f"{root}/{MARK}", iter([json.dumps(this_driver()).encode()]))
-        for path, mtime_ns, data in reversed(changed):
-            write_whole(files, f"{root}/{path.relative_to(self.study.path).as_posix()}", iter([data]))
-            self._known[path] = mtime_ns
-
-
-def this_driver() -> dict[str, Any]:
-    """Return the host and process id of this process."""
-    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def open_or_fetch_study(options: Options) -> tuple[Study, Options]:
@@ -232,23 +152,17 @@ def fetch_checkpoint(study: Study, storage: str, trial_id: int) -> Path | None:
 
     Raises UserError.
     """
-    from pyarrow import fs
-
     files, root = files_at(below(checkpoint_root(study, storage), f"{trial_id}"))
-    try:
-        found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        for name in sorted((one.base_name for one in found if one.base_name.startswith("step_")), reverse=True):
-            path = study.checkpoint_dir(trial_id) / str(name)
+    what = f"STORAGE={storage}: the checkpoint of trial {trial_id} of study {study.name} cannot be fetched"
+    with as_user_error(OSError, what, "Run the command again once it can be read."):
+        for step in reversed(saved_steps(names_in(files, root))):
+            name = checkpoint_name(step)
+            path = study.checkpoint_dir(trial_id) / name
             write_whole(*files_at(str(path)), blocks_of(files, f"{root}/{name}"))
             # An object store shows a file too whose writer was killed; the end of an archive is its last block.
             if is_zipfile(path):
                 return path
             path.unlink()
-    except OSError as error:
-        raise UserError(
-            f"STORAGE={storage}: the checkpoint of trial {trial_id} of study {study.name} cannot be fetched: "
-            f"{full_reason(error)}. Run the command again once it can be read."
-        ) from None
     return None
 
 
@@ -257,7 +171,7 @@ def fetch_tables(name: str, storage: str) -> None:
     from pyarrow import fs
 
     study = Study(studies_dir() / name)
-    try:
+    with as_user_error(OSError, f"study {name} cannot be fetched from STORAGE={storage}"):
         files, root = files_at(below(storage, name))
         if isinstance(files, fs.LocalFileSystem):
             check_own_files(Path(root))  # whoever else writes there must not have our other files fetched and mirrored
@@ -274,6 +188,4 @@ def fetch_tables(name: str, storage: str) -> None:
         for one in sorted(tables, key=lambda one: one.base_name == "study.json"):
             target = study.path / one.path.removeprefix(f"{root}/")
             write_whole(*files_at(str(target)), blocks_of(files, one.path))
-    except OSError as error:
-        raise UserError(f"study {name} cannot be fetched from STORAGE={storage}: {full_reason(error)}.") from None
     (study.path / "steps").mkdir(exist_ok=True)

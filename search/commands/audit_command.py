@@ -16,9 +16,9 @@ def audit_command(options: Options, terminal: Terminal) -> int:
     out = options.clean
     with Preparing(terminal.console) as progress:
         inputs = check_inputs(options, progress=progress)
-        if out is not None and (inputs.documents.kind == "jsonl" or inputs.text.marked_up_files):
+        files, documents = inputs.files, options.documents
+        if out is not None and (documents.kind == "jsonl" or inputs.text.marked_up_files):
             raise UserError("CLEAN cannot rewrite JSON or CSV. Unset it, and fix the lines that the audit names.")
-        files = list(inputs.files)
         if out is not None:
             from trainable.text_audit.clean import check_clean
 
@@ -30,11 +30,11 @@ def audit_command(options: Options, terminal: Terminal) -> int:
         from trainable.text_audit.clean import write_clean
         from trainable.text_audit.report import plot_audit, render, render_clean, to_json
 
-        tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
+        tokenizer = load_tokenizer(inputs.model_name, files, documents=documents, progress=progress)
         report = audit(
             files,
             tokenizer,
-            documents=inputs.documents,
+            documents=documents,
             separator_id=separator_id(inputs.model_name, tokenizer),
             has_tail=not inputs.validation_files,
             token_range=options.range,

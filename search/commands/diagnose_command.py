@@ -10,7 +10,7 @@ from results.diagnosis.render import Report, plain_text, render, report_of_trace
 from results.diagnosis.run_view import Context
 from results.diagnosis.trace_plot import plot_trace
 from results.study.folder import LATEST, Study, list_studies, open_study
-from results.study.paths import expanded, path_error, picture_path
+from results.study.paths import expanded, picture_path
 from search.options import Options
 from search.setup.inputs import check_inputs, load_text
 from search.terminal.console import Preparing, Terminal
@@ -22,8 +22,9 @@ from trainable.checkpoint.checkpoint_path import (
     checkpoint_folders,
     is_safetensors,
 )
-from trainable.errors import UserError, did_you_mean
+from trainable.errors import UserError, as_user_error, did_you_mean
 from trainable.model.model_names import PRESETS, check_model_name, vocab_size_of
+from trainable.regular_files import file_type
 
 
 def diagnose_command(options: Options, terminal: Terminal) -> int:
@@ -92,8 +93,8 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _path(target: str) -> Path:
     path = expanded(target, "TARGET")
-    if (why := path_error(path)) is not None:
-        raise UserError(f"TARGET={target} cannot be opened: {why}. Name a study, STUDY/TRIAL, a file or a folder.")
+    with as_user_error(OSError, f"TARGET={target} cannot be opened", "Name a study, STUDY/TRIAL, a file or a folder."):
+        file_type(path)
     return path
 
 

@@ -37,27 +37,17 @@ from trainable.rows import ENDINGS
 def resume_command(options: Options, terminal: Terminal) -> int:
     """Resume STUDY, extend it to TRIALS, or take it to a larger BUDGET_TOKENS; return the exit code."""
     study, options = open_or_fetch_study(options)
-    document = study.document()
-    _check_kind(study, document)
-    space, settings = planned_space(document, f"study {study.name}: study.json")
-    _check_same(study, document, space, settings, options)
-    if _asks_for_more(study, document, options):
-        # What the study was to confirm is its own: the longer one confirms what is asked for now.
-        confirm = confirm_at_end(None, options, ())
-        settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time, confirm=confirm)
-        return _at_larger_budget(study, document, settings, options, terminal)
-    if options.trials == AUTO and not space.ends_early:
-        raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
-    planned = document["trials_planned"]
-    if planned < space.trials:
-        # It ended early, or no configuration was left.
-        space = replace(space, trials=planned, ends_early=False)
-    trials = options.trials_after(planned)
-    if trials is not None and document["kind"] == "search" and trials != planned:
-        space, settings = with_overrides(space, Settings(trials=trials)), replace(settings, trials=trials)
-    settings = replace(settings, confirm=confirm_at_end(settings.confirm, options, load_attempts(study)))
+    _check_kind(study, study.document())
+    # What another process has planned since counts: until then it may write.
     with hold(study):
-        code, loaded = _resume(study, document, space, settings, options, terminal)
+        document = study.document()
+        space, settings = planned_space(document, f"study {study.name}: study.json")
+        _check_same(study, document, space, settings, options)
+        is_larger = _asks_for_more(study, document, options)
+        ran = None if is_larger else _resume(study, document, space, settings, options, terminal)
+    if ran is None:
+        return _at_larger_budget(study, document, settings, options, terminal)
+    code, loaded = ran
     return conclude(study, code, options, terminal, loaded=loaded)
 
 
@@ -110,14 +100,22 @@ def _resume(
     study: Study, document: dict[str, Any], space: SearchSpace, settings: Settings, options: Options, terminal: Terminal
 ) -> tuple[int, Loaded | None]:
     """Run what is left; return the exit code, and the study's inputs if they were loaded."""
+    if options.trials == AUTO and not space.ends_early:
+        raise UserError(f"TRIALS=auto: study {study.name} was planned with {space.trials} trials. Unset it to go on.")
+    planned = document["trials_planned"]
+    if planned < space.trials:
+        # It ended early, or no configuration was left.
+        space = replace(space, trials=planned, ends_early=False)
+    trials = options.trials_after(planned)
+    if trials is not None and document["kind"] == "search" and trials != planned:
+        space, settings = with_overrides(space, Settings(trials=trials)), replace(settings, trials=trials)
+    settings = replace(settings, confirm=confirm_at_end(settings.confirm, options, load_attempts(study)))
     ledger = Ledger(study)
     terminal.say(*ledger.take_notes())
     rows = ranked_trials(ledger.trials())
     ended = sum(row["status"] in ENDINGS for row in rows)
     configs = baseline_configs(space, settings) if document["kind"] == "baseline" else []
-    planned = len(configs) or space.trials
-    if space.searcher == "grid":
-        planned = len(rows) + len(space.grid_points(map(config_from, rows)))
+    planned = len(configs) or space.planned_trials([config_from(row) for row in rows])
     if planned < len(rows):
         raise UserError(f"TRIALS={planned}: study {study.name} has {len(rows)} trials already. Set a larger number.")
     changed: dict[str, Any] = {}
@@ -136,7 +134,7 @@ def _resume(
     with Preparing(terminal.console) as progress:
         plan = reopen(study, options, progress, space=space, configs=configs)
     with ray_ahead(plan):
-        check_preflight(preflight_of(plan), options, terminal)
+        check_preflight(preflight_of(plan), terminal)
         plan = replace(plan, document={**plan.document, **changed})
         left, new = len(rows) - ended, f"{'at most ' if space.ends_early else ''}{planned - len(rows)} new"
         cut_off = f"{left} cut off, " if left else ""
@@ -149,6 +147,9 @@ def _at_larger_budget(
     study: Study, document: dict[str, Any], settings: Settings, options: Options, terminal: Terminal
 ) -> int:
     """Run the space with a larger budget, as a new study that learns from this one: their losses do not compare."""
+    # What the study was to confirm is its own: the longer one confirms what is asked for now.
+    confirm = confirm_at_end(None, options, ())
+    settings = replace(settings, budget_tokens=options.budget_tokens, device_s=options.budget_time, confirm=confirm)
     file, larger = document["space"], budget_of(document).asked(settings.budget_tokens, settings.device_s)
     name = f"{study.name}-{short_budget_words(larger)}"
     if options.trials is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from results.export import make_words
 from results.model_card import model_row
-from results.study.atomic import storage_fault_words, write_document
+from results.study.atomic import storage_error_words, write_document
 from results.study.document_model import INPUT_VARIABLES
 from results.study.folder import Study, create_study, find_study, open_study, studies_dir
 from results.study.ledger import Ledger
@@ -83,7 +83,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
     preflight = Preflight(
         loaded=plan.loaded, config=plan.config, largest=plan.config, room=room, checkpoint=plan.checkpoint
     )
-    check_preflight(preflight, options, terminal)
+    check_preflight(preflight, terminal)
     with _memory_told(plan):
         state = _begin(plan, plan.loaded.spec)
     # Of a winner's run the name is the program's own.
@@ -101,7 +101,7 @@ def train_command(options: Options, terminal: Terminal) -> int:
         try:
             status = _train(plan, state, study, checkpoints, terminal, interrupts)
         except OSError as error:
-            raise UserError(storage_fault_words(error, study.path, again=going_on(study))) from None
+            raise UserError(storage_error_words(error, study.path, again=going_on(study))) from None
     last = state.model, state.adapter_base
     del state  # the optimizer's moments, twice the model
     saved = _save_model(plan, last, checkpoints, study, status, terminal)

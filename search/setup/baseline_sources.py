@@ -6,13 +6,14 @@ say what was read, ignored and missing: a comparison with a baseline that is not
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_IFREG
 from typing import Any
 
 from results.study.folder import LATEST, Study, find_study, list_studies, open_study
-from results.study.paths import expanded, path_error
+from results.study.paths import expanded
 from results.winner import winner_of
 from results.words import config_words, value_words
 from search.option_names import as_variable
@@ -29,9 +30,9 @@ from trainable.config import (
     config_from,
     make_config,
 )
-from trainable.errors import UserError, did_you_mean, first_of, reason
+from trainable.errors import UserError, as_user_error, did_you_mean, first_of
 from trainable.model.model_names import RECORD
-from trainable.regular_files import json_object, read_regular
+from trainable.regular_files import file_type, json_object, read_regular
 
 LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "linear": "linear",
@@ -60,30 +61,29 @@ class Baseline:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    values: Mapping[str, Any]
-    """By hyperparameter."""
-    left: tuple[str, ...] = ()
-    """What the file says and a baseline does not take."""
+_Read = tuple[Mapping[str, Any], Sequence[str]]
+"""Values by hyperparameter; and what a file says besides, which a baseline does not take."""
 
 
 def read_baseline(text: str) -> Baseline:
     """Return what BASELINE=text names. Raises UserError if it does not exist or cannot be read."""
     if text in BASELINES:
         return Baseline(name=text, config=BASELINES[text])
-    if _is_file(text):
-        path = expanded(text, "BASELINE")
-        # What a shell completes: the file that makes the folder what it is.
-        path = path.parent if path.name in ("trainer_state.json", "training_args.bin", "study.json") else path
-        study = Study(path)
-        if path_error(study.study_json) is not None or not study.study_json.is_file():
+    path = expanded(text, "BASELINE")
+    # What a shell completes: the file that makes the folder what it is.
+    path = path.parent if path.name in ("trainer_state.json", "training_args.bin", "study.json") else path
+    with as_user_error(OSError, f"BASELINE={text}", "Name a .env file, a checkpoint, a folder or a study."):
+        kind, kind_of_document = file_type(path), file_type(Study(path).study_json)
+    is_path = "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES))
+    studies = [] if is_path else [study.name for study in list_studies()]
+    if is_path or (kind is not None and text not in studies):
+        if kind_of_document != S_IFREG:
             return _of_file(text, path)
+        study = Study(path)
+    elif text != LATEST and find_study(text) is None:
+        near = did_you_mean(text, [*BASELINES, *studies])
+        raise UserError(f"BASELINE={text} is no built-in configuration, file, folder or study.{near}")
     else:
-        studies = [study.name for study in list_studies()]
-        if text != LATEST and find_study(text) is None:
-            near = did_you_mean(text, [*BASELINES, *studies])
-            raise UserError(f"BASELINE={text} is no built-in configuration, file, folder or study.{near}")
         study = open_study(text)
     best = winner_of(study).trial
     if best is None:
@@ -91,35 +91,26 @@ def read_baseline(text: str) -> Baseline:
     return Baseline(name=f"{study.name} trial {best['trial_id']}", config=config_from(best))
 
 
-def _is_file(text: str) -> bool:
-    path = Path(text)
-    # A text that is too long for a name is no study's either.
-    if "/" in text or text.endswith((".env", *CHECKPOINT_SUFFIXES)) or path_error(path) is not None:
-        return True
-    return path.exists() and text not in {study.name for study in list_studies()}
-
-
 def _of_file(text: str, path: Path) -> Baseline:
     where = f"BASELINE={text}"
-    if (error := path_error(path)) is not None or not path.exists():
-        what = error or "there is no such file"
-        raise UserError(f"{where}: {what}. Name a .env file, a checkpoint, a folder or a study.")
+    if not path.exists():
+        raise UserError(f"{where}: there is no such file. Name a .env file, a checkpoint, a folder or a study.")
     if path.is_dir():
         check_links(path, where)
-        read = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
+        values, others = _of_model_folder(where, path) if (path / RECORD).is_file() else _of_trainer(where, path)
     else:
-        read = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
-    left = first_of(read.left, MOST_SHOWN)
-    if not read.values:
+        values, others = _of_checkpoint(path) if path.suffix in CHECKPOINT_SUFFIXES else _of_env(where, path)
+    left = first_of(others, MOST_SHOWN)
+    if not values:
         raise UserError(f"{where} says no hyperparameter{left and f'; it holds {left}'}. Name another file.")
     try:
-        config = make_config(DOCUMENTED, with_default_warmup(read.values, DOCUMENTED))
+        config = make_config(DOCUMENTED, with_default_warmup(values, DOCUMENTED))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     missing = [
         f"{name} {value_words(getattr(config, name))}"
         for name in HYPERPARAMETERS
-        if name not in read.values
+        if name not in values
         and name not in ("seed", "training_steps", "min_lr_frac", "decay_frac")
         and config.reads(name)
         and (name != "use_lora" or config.use_lora)
@@ -133,10 +124,8 @@ def _of_file(text: str, path: Path) -> Baseline:
 def _of_env(where: str, path: Path) -> _Read:
     if path.suffix in NO_ENV:
         raise UserError(f"{where} {NO_ENV[path.suffix]}.")
-    try:
+    with as_user_error((OSError, UnicodeDecodeError), f"{where} cannot be read as text", "Name a .env file."):
         lines = read_regular(path).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} cannot be read as text: {reason(error)}. Name a .env file.") from None
     # Not the others: the new study has its own model, text and folders.
     taken = (*ENV_NAMES, "USE_LR_WARMUP")
     texts: dict[str, str] = {}
@@ -158,7 +147,7 @@ def _of_env(where: str, path: Path) -> _Read:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     left = [name for name, text in texts.items() if name in KNOWN and name not in taken and text]
-    return _Read(values=values, left=(*left, *(f"{name} (not known)" for name in unknown)))
+    return values, [*left, *(f"{name} (not known)" for name in unknown)]
 
 
 def _assignments(where: str, line: str) -> list[tuple[str, str]]:
@@ -184,7 +173,7 @@ def _of_checkpoint(path: Path) -> _Read:
 
     checkpoint = read_checkpoint(path)
     if checkpoint.config is not None:
-        return _Read(values=asdict(checkpoint.config))
+        return asdict(checkpoint.config), ()
     return _translated(settings_in(checkpoint.payload))
 
 
@@ -192,7 +181,7 @@ def _of_model_folder(where: str, path: Path) -> _Read:
     values = (json_object(path / RECORD) or {}).get("hyperparameters")
     if not isinstance(values, dict):
         raise UserError(f"{where}: its {RECORD} does not say the hyperparameters. Name another folder.")
-    return _Read(values=values)
+    return values, ()
 
 
 def _of_trainer(where: str, path: Path) -> _Read:
@@ -232,7 +221,7 @@ def _of_trainer(where: str, path: Path) -> _Read:
         values["block_size"] = tokens // (done * values["batch_size"] * (values.get("grad_accum_steps") or 1))
     if (adapters := json_object(path / "adapter_config.json")) is not None:
         values |= _of_adapters(adapters, left)
-    return _Read(values={name: value for name, value in values.items() if value is not None}, left=tuple(left))
+    return {name: value for name, value in values.items() if value is not None}, left
 
 
 def _of_adapters(settings: Mapping[str, Any], left: list[str]) -> dict[str, Any]:
@@ -275,7 +264,7 @@ def _translated(settings: Mapping[str, Any]) -> _Read:
             values[name] = ours
         else:
             left.append(f"{name} {value_words(value)}")
-    return _Read(values=values, left=tuple(left))
+    return values, left
 
 
 def _as_ours(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from results.export import write_best
 from results.model_card import model_card, model_record, step_words
 from results.report.page import write_reports
 from results.samples import Sample, Samples, load_samples, write_samples
-from results.study.atomic import storage_fault_words
+from results.study.atomic import storage_error_words
 from results.study.folder import RESUMED_KINDS, Study
 from results.study.paths import shown
 from results.study.planned_run import Row
 from results.winner import winner_of
 from results.words import loss_words
-from search.cluster.study_storage import TableMirror, model_checkpoint
+from search.cluster.storage_hold import TableMirror
+from search.cluster.study_storage import model_checkpoint
 from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.reopen import load_inputs_of
@@ -68,7 +69,7 @@ def finish_study(
                         TableMirror(study, options.storage, terminal.say).close()
                 except OSError as error:
                     # What was found is still printed, and what ended the samples still raised.
-                    terminal.warn(f"error: {storage_fault_words(error, again=f'make report STUDY={study.name}')}")
+                    terminal.warn(f"error: {storage_error_words(error, again=f'make report STUDY={study.name}')}")
                     code = 2
     return code
 

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from search.tune.fork_server import start_fork_server
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path
 from trainable.config import TrialConfig
 from trainable.data.corpus import TextFacts, cache_dir, check_apart, embedded_text_is_cached, read_facts, source_files
-from trainable.data.text_documents import WHOLE_FILES, Documents
 from trainable.errors import UserError
 from trainable.model.fingerprint import checkpoint_fingerprint, model_fingerprint, weight_sums
 from trainable.model.hub_models import fetch
@@ -43,16 +42,11 @@ class Inputs:
 
     options: Options
     model_name: str
-    files: tuple[Path, ...]
+    files: list[Path]
     text: TextFacts
-    validation_files: tuple[Path, ...] = ()
+    validation_files: list[Path] = field(default_factory=list)
     """None hold out the tail of the training text."""
     validation_text: TextFacts | None = None
-
-    @property
-    def documents(self) -> Documents:
-        """How the text is split into documents."""
-        return self.options.documents or WHOLE_FILES
 
     @property
     def source_words(self) -> str:
@@ -106,28 +100,23 @@ def check_inputs(options: Options, *, progress: Progress) -> Inputs:
     source = options.training_data_source
     if source is None and not embedded_text_is_cached():
         progress("gathering the Python language reference", 0.0)
-    documents = options.documents or WHOLE_FILES
+    documents = options.documents
     if source is None and documents.kind == "jsonl":
         raise UserError(f"DOCUMENTS={documents} needs a TRAINING_DATA_SOURCE: the built-in text is not JSON lines.")
-    files = tuple(source_files(str(source) if source else None, documents=documents))
-    validation_source = options.validation_data_source
-    validation_files: tuple[Path, ...] = ()
-    if validation_source is not None:
+    files, held_out = source_files(str(source) if source else None, documents=documents), list[Path]()
+    if options.validation_data_source is not None:
         name = "VALIDATION_DATA_SOURCE"
-        validation_files = tuple(source_files(str(validation_source), variable=name, documents=documents))
-        check_apart(files, validation_files)
+        held_out = source_files(str(options.validation_data_source), variable=name, documents=documents)
+        check_apart(files, held_out)
     # Reading the text takes a tenth of the time of tokenizing it, and finds a bad byte before torch is loaded.
-    text, validation_text = read_facts(files, documents, progress=partial(progress, "reading the text")), None
-    if validation_files:
-        reading = partial(progress, "reading the held-out text")
-        validation_text = read_facts(validation_files, documents, progress=reading)
+    reading, reading_other = (partial(progress, f"reading the {text}") for text in ("text", "held-out text"))
     return Inputs(
         options=options,
         model_name=model_name,
         files=files,
-        text=text,
-        validation_files=validation_files,
-        validation_text=validation_text,
+        text=read_facts(files, documents, progress=reading),
+        validation_files=held_out,
+        validation_text=read_facts(held_out, documents, progress=reading_other) if held_out else None,
     )
 
 
@@ -188,7 +177,7 @@ def load_inputs(
         "model_fingerprint": model_fingerprint(inputs.model_name),
         "data_source": str(source) if source else None,
         "validation_data_source": str(held_out) if held_out else None,
-        "documents": str(inputs.documents),
+        "documents": str(options.documents),
         "checkpoint_path": str(checkpoint_path) if checkpoint_path else None,
         "checkpoint_fingerprint": checkpoint_fingerprint(checkpoint_path) if checkpoint_path else None,
         "corpus": {
@@ -224,17 +213,17 @@ def load_text(
     from trainable.model.models import load_tokenizer, separator_id
     from trainable.sampling import prompt_ids
 
-    files = list(inputs.files)
-    tokenizer = load_tokenizer(inputs.model_name, files, documents=inputs.documents, progress=progress)
+    documents = inputs.options.documents
+    tokenizer = load_tokenizer(inputs.model_name, inputs.files, documents=documents, progress=progress)
     if sample_prompt is not None:
         prompt_ids(tokenizer, sample_prompt)
     end_id = separator_id(inputs.model_name, tokenizer)
     corpus = load_corpus(
-        files,
+        inputs.files,
         tokenizer,
-        documents=inputs.documents,
+        documents=documents,
         separator_id=end_id,
-        validation_files=list(inputs.validation_files) or None,
+        validation_files=inputs.validation_files,
         progress=progress,
     )
     return tokenizer, end_id, corpus

@@ -1,5 +1,6 @@
 """A plan: a study, new or reopened, with everything that its runs need. It is checked before anything is written."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -141,9 +142,8 @@ def plan_study(
     loaded = load_for(asked_of(kind, draft, settings, trials_planned=draft.trials), options, progress)
     progress("checking that model, text and settings fit together", 0.0)
     check_fit(loaded, configs or [draft.baseline, *largest_configs(draft), *_with_lora(draft)])
-    slots = slots_for(loaded, options, _largest(draft.baseline, configs, draft), progress)
 
-    def of_space(space: SearchSpace) -> Plan:
+    def of_space(space: SearchSpace, slots: Slots | None = None) -> Plan:
         configs = baseline_configs(space, settings) if kind == "baseline" else []
         learned = warm_start_from(warm_start, space, loaded.facts) if warm_start else None
         told = [*widening_words(file, draft), *unread_words(draft), *([learned.words(space)] if learned else [])]
@@ -165,8 +165,8 @@ def plan_study(
         device_s, shapes = draft.budget.device_s, [*draft.shapes(), *map(shape_of, configs)]
         assert device_s is not None
         known = budget_of(timed).speeds if timed and timed["device"] == plan.document["device"] else None
-        found = measured_speeds(loaded, slots, shapes, known=known, device_s=device_s, progress=progress)
-        return of_space(space_of_kind(file, settings, kind, found))
+        found = measured_speeds(loaded, plan.slots, shapes, known=known, device_s=device_s, progress=progress)
+        return of_space(space_of_kind(file, settings, kind, found), plan.slots)
 
     return replace(plan, with_speeds=None if draft.budget.device_s is None else with_speeds)
 
@@ -262,16 +262,22 @@ def _largest(baseline: TrialConfig, configs: Sequence[TrialConfig], space: Searc
             one.dropout > 0,
             one.grad_accum_steps > 1,
             one.lora_rank,
+            _layers(one.lora_targets),
         ),
     )
 
 
+def _layers(lora_targets: str) -> float:
+    """Return how many kinds of layers get adapters, as far as the names tell."""
+    return math.inf if lora_targets == "all-linear" else lora_targets.count(",")
+
+
 def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     """Return the baseline at the largest sizes that the space can propose; several where one depends on another."""
-    # Gradients and moments of every weight, and activations in full precision.
-    most: dict[str, Any] = {"use_lora": False, "precision": "fp32"}
+    # Gradients and moments of every weight, activations in full precision, and adapters of every layer.
+    most = {"use_lora": lambda value: not value, "precision": "fp32".__eq__, "lora_targets": _layers}
     domains = {name: domain for name in most if (domain := space.domain(name)) is not None}
-    searched = {name: most[name] for name, domain in domains.items() if most[name] in domain.examples()}
+    searched = {name: max(domain.examples(), key=most[name]) for name, domain in domains.items()}
     # Dropout's masks are memory too, on a CPU the attention's weights, and the gradients that a micro-batch adds to.
     sizes = ("batch_size", "block_size", "lora_rank", "dropout", "grad_accum_steps")
     return [

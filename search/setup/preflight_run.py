@@ -22,7 +22,6 @@ from results.study.atomic import write_atomic
 from results.study.folder import studies_dir
 from results.words import duration_words, list_words, local_time_words
 from search import ROOT
-from search.options import Options
 from search.setup.inputs import Loaded
 from search.setup.plan import Plan
 from search.terminal.console import Terminal, print_line
@@ -185,12 +184,12 @@ def preflight_of(plan: Plan) -> Preflight:
     )
 
 
-def check_preflight(preflight: Preflight, options: Options, terminal: Terminal) -> None:
+def check_preflight(preflight: Preflight, terminal: Terminal) -> None:
     """Raise SystemExit when a check fails, with the reason printed.
 
     The checks are skipped when they passed before for the same inputs, or SKIP_PREFLIGHT is set.
     """
-    if options.skip_preflight:
+    if preflight.loaded.inputs.options.skip_preflight:
         terminal.say("preflight: not run (SKIP_PREFLIGHT)")
         return
     record = read_record(record_path(preflight))
@@ -259,7 +258,7 @@ def _checks(preflight: Preflight) -> "Iterator[Check]":
         preflight.memory_frac,
         tokenizer=loaded.tokenizer,
         files=loaded.inputs.files,
-        documents=loaded.inputs.documents,
+        documents=loaded.inputs.options.documents,
         largest=preflight.largest,
         checkpoint=start,
         room=preflight.room,

@@ -62,7 +62,7 @@ def checked(plan: Plan, terminal: Terminal) -> Iterator[Plan]:
     Speeds are measured once it has passed, and before Ray's start, which would slow them.
     """
     with ray_ahead(plan) if plan.with_speeds is None else nullcontext():
-        check_preflight(preflight_of(plan), plan.options, terminal)
+        check_preflight(preflight_of(plan), terminal)
         if plan.with_speeds is not None:
             with Preparing(terminal.console) as progress:
                 plan = plan.with_speeds(progress)
@@ -114,13 +114,11 @@ def run_plan(
             full_length=not searcher.log.rung_tokens,
         )
         run_study(
-            study,
             searcher,
             plan.loaded.spec,
             baseline=plan.baseline,
             slots=plan.slots,
             options=plan.options,
-            ledger=ledger,
             view=view,
             interrupts=interrupts,
             callbacks=mirror_callbacks(plan.options, view, plan.space),

@@ -2,15 +2,15 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from results.study.folder import Study
 from search.options import Options
 from search.terminal.live_view import StudyView
 from spaces.space import SearchSpace
-from trainable.errors import UserError, full_reason, redacted
+from trainable.errors import UserError, as_user_error, redacted
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -60,13 +60,9 @@ def with_tensorboard_of(study: Study, options: Options) -> Options:
     return options.model_copy(update={"tensorboard": True})
 
 
-@contextmanager
-def _usable(name: str) -> Iterator[None]:
-    try:
-        yield
+def _usable(name: str) -> AbstractContextManager[None]:
     # Each driver and server has exceptions of its own.
-    except Exception as error:
-        raise UserError(f"{name} cannot be used: {full_reason(error)}. Correct it, or unset it.") from None
+    return as_user_error(Exception, f"{name} cannot be used", "Correct it, or unset it.")
 
 
 def mirror_callbacks(options: Options, view: StudyView, space: SearchSpace | None) -> "list[Callback]":

@@ -1,6 +1,5 @@
 """ASHA on training tokens as a Ray scheduler. The rule is in TrialLog; this passes its verdicts to Ray."""
 
-import math
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -22,15 +21,5 @@ class TokenASHA(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return whether the trial goes on."""
-        keep = self.goes_on(trial.config["trial_id"], result["fidelity_tokens"], result["objective"])
+        keep = self._log.evaluate(trial.config["trial_id"], result["fidelity_tokens"], result["objective"])
         return str(TrialScheduler.CONTINUE if keep else TrialScheduler.STOP)
-
-    def goes_on(self, trial_id: int, fidelity_tokens: int, objective: float) -> bool:
-        """Add the trial's objective to the log and return whether no verdict stops it."""
-        # ASHA compares with <, which is False for NaN: a NaN trial would pass every rung.
-        if not math.isfinite(objective):
-            return self._log.is_baseline(trial_id)
-        self._log.evaluate(trial_id, fidelity_tokens, objective)
-        rung = self._log.stopped_at(trial_id)
-        # A trial that lost its worker may repeat evaluations that its row lacks, up to the rung of the verdict.
-        return rung is None or fidelity_tokens < self._log.rung_tokens[rung]

@@ -20,13 +20,13 @@ from ray.tune.experiment import Trial
 
 from results.confirmation.attempt import Attempt, load_attempts, trials_found
 from results.ranking import leaderboard, ranked_trials
-from results.study.atomic import storage_error_words, storage_fault_words
-from results.study.folder import Study
+from results.study.atomic import storage_error_words
 from results.study.ledger import Ledger
 from results.study.lock import SCRATCH, remove_unfinished
 from results.winner import find_winner
 from search.cluster.node_watch import NodeWatch
-from search.cluster.study_storage import CHECKPOINTS, TableMirror, checkpoint_root
+from search.cluster.storage_hold import TableMirror
+from search.cluster.study_storage import CHECKPOINTS, checkpoint_root
 from search.options import Options
 from search.terminal.live_view import StudyView
 from search.terminal.signals import INTERRUPTED, TERMINATED, Interrupts
@@ -39,7 +39,7 @@ from search.tune.start_watch import StartWatch
 from trainable.checkpoint.checkpoint_store import CheckpointStore
 from trainable.config import TrialConfig
 from trainable.data.node_cache import share_inputs
-from trainable.errors import MachineError, UserError, count_words, full_reason
+from trainable.errors import MachineError, UserError, as_user_error, count_words, full_reason
 from trainable.ray_trainable import SearchTrial
 from trainable.run import RunSpec
 
@@ -54,27 +54,25 @@ BEST_KEPT = 3
 
 
 def run_study(
-    study: Study,
     searcher: TrialSearcher,
     spec: RunSpec,
     *,
     baseline: TrialConfig,
     slots: Slots,
     options: Options,
-    ledger: Ledger,
     view: StudyView,
     interrupts: Interrupts,
     callbacks: Sequence[Callback],
     again: str,
 ) -> None:
-    """Run the searcher's trials into `study`; again: the command that goes on with them.
+    """Run the searcher's trials into the view's study; again: the command that goes on with them.
 
     baseline: runs of it, on any seed, are ended by a non-finite loss alone.
 
     After a signal it returns too, with the running trials marked interrupted. Raises UserError when the study can no
     longer be written, and MachineError when Ray does not start or ends; what was measured until then is kept.
     """
-    log = searcher.log
+    study, ledger, log = view.study, view.ledger, searcher.log
     attempts = load_attempts(study)
     root, pruned = checkpoint_root(study, options.storage), set[int]()
     prune = partial(prune_checkpoints, root, ledger, attempts, best_kept=best_kept_of(study.document()))
@@ -155,7 +153,7 @@ def run_study(
             "the search is over: every other configuration has been run, or is as large as one that ran out of memory"
         )
     if recorder.storage_error is not None:
-        raise UserError(storage_error_words(recorder.storage_error, study.path, again=again))
+        raise UserError(storage_error_words(recorder.storage_error, study.path, again=again, is_certain=True))
     if recorder.input_fault is not None:
         fault, remedy = recorder.input_fault
         raise UserError(f"{fault}; what was measured so far is kept. {remedy}: {again}")
@@ -259,16 +257,14 @@ def rays_own_faults(again: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         # From a file of Tune's; the recorder catches those of the study's.
-        raise UserError(storage_fault_words(error, again=again)) from None
+        raise UserError(storage_error_words(error, again=again)) from None
 
 
 def _shared_by_trials(spec: RunSpec, slots: Slots, options: Options) -> dict[str, Any]:
     """Return what every trial is given; on a cluster with copies of the inputs in STORAGE. Raises UserError."""
     storage = options.storage
-    try:
+    with as_user_error(OSError, f"STORAGE={storage}: the inputs cannot be copied there"):
         inputs = share_inputs(spec, storage) if slots.address and storage else None
-    except OSError as error:
-        raise UserError(f"STORAGE={storage}: the inputs cannot be copied there: {full_reason(error)}.") from None
     return {
         "spec": replace(spec, device=slots.device or spec.device),
         "shared_inputs": inputs,

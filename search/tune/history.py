@@ -11,7 +11,7 @@ from pydantic import ConfigDict, with_config
 
 from results.ranking import leaderboard, ranked_trials
 from results.study.atomic import read_document, value_of
-from results.study.folder import Study
+from results.study.folder import Study, check_has_baseline
 from results.winner import is_worse, start_val_loss
 from spaces.budget import Budget, Milestones, budget_of
 from spaces.domains import active_point
@@ -130,13 +130,9 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
     """
     document, rows = source.document(), ranked_trials(source.trials())
     best = best_trials(source, rows)
-    try:
-        budget, milestones = budget_of(document), document["evaluation"]["milestones_tokens"]
-        known = known_trials(rows, source.metrics(), milestones=lambda config: budget.milestones(config, milestones))
-        share = _share_of_budget(budget, space)
-        comparable = _same_measure(document, space, facts) and share is not None
-    except (KeyError, TypeError):
-        raise UserError(f"WARM_START={source.name}: its study.json is not a search's. Name another study.") from None
+    budget, milestones = budget_of(document), document["evaluation"]["milestones_tokens"]
+    known = known_trials(rows, source.metrics(), milestones=lambda config: budget.milestones(config, milestones))
+    share = _share_of_budget(budget, space)
     configs = {trial.trial_id: trial.config for trial in known}
     start = start_val_loss(document)
     # What made the model worse is told to the searcher, and not run again.
@@ -146,7 +142,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
         if point is not None and point != space.baseline_params() and point not in firsts:
             firsts.append(point)
     told = []
-    if share is not None and comparable:
+    if share is not None and _same_measure(document, space, facts):
         # A budget of time counts the baseline's tokens, and the other study may have measured another speed of it.
         scale = share * space.budget.tokens / budget.tokens
         told = [_told(trial, space, share, scale) for trial in known if trial.ended]
@@ -159,6 +155,7 @@ def warm_start_from(source: Study, space: SearchSpace, facts: Mapping[str, Any])
 
 def best_trials(source: Study, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return those of the source's trials with a loss, the best first. Raises UserError where there are none."""
+    check_has_baseline(source)
     best = [row for row in leaderboard(ranked_trials(trials)) if row["status"] in ("completed", "stopped")]
     if not best:
         raise UserError(f"study {source.name} has no trial with a loss to learn from. Start a new search without it.")

@@ -137,9 +137,10 @@ class SpaceSearcher(TrialSearcher):
             ends_early=space.ends_early,
         )
         self._is_grid = space.searcher == "grid"
-        self._cells = space.grid_points(trial.config for trial in log.trials) if self._is_grid else []
+        run = [trial.config for trial in log.trials]
+        self._cells = space.grid_points(run) if self._is_grid else []
         # A study of an older version may have run a cell of a grid twice; those that are left run nevertheless.
-        self._most_trials = len(log.trials) + len(self._cells) if self._is_grid else space.trials
+        self._most_trials = space.planned_trials(run)
         ended = sum(trial.ended for trial in log.trials)
         super().__init__(log, space.milestones, trials_left=self._most_trials - ended)
         optuna.logging.set_verbosity(optuna.logging.ERROR)

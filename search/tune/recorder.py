@@ -20,7 +20,7 @@ from rich.text import Text
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
 from search.cluster.node_watch import last_error
-from search.cluster.study_storage import TableMirror
+from search.cluster.storage_hold import TableMirror
 from search.terminal.live_view import StudyView
 from search.tune.early_end import write_part_losses
 from search.tune.trial_log import TrialLog

@@ -70,13 +70,19 @@ class TrialLog:
         """Add a proposed trial."""
         self._trials[trial.trial_id] = trial
 
-    def evaluate(self, trial_id: int, tokens: int, loss: float) -> None:
-        """Add an evaluation; one that a trial repeats after going back to its checkpoint is ignored."""
+    def evaluate(self, trial_id: int, tokens: int, loss: float) -> bool:
+        """Add an evaluation, unless a trial that went back to its checkpoint repeats it; return whether it goes on."""
+        # Verdicts compare with <, which is False for NaN: a NaN trial would pass every rung.
+        if not math.isfinite(loss):
+            return self.is_baseline(trial_id)
         trial = self._trials[trial_id]
         if not trial.losses or tokens > trial.losses[-1][0]:
             self._trials[trial_id] = replace(trial, losses=(*trial.losses, (tokens, loss)))
             self._record(trial_id, tokens, loss)
             self._judge()
+        rung = self.stopped_at(trial_id)
+        # A trial that lost its worker may repeat evaluations that its row lacks, up to the rung of the verdict.
+        return rung is None or tokens < self.rung_tokens[rung]
 
     def end(
         self, trial_id: int, status: TrialStatus, val_loss: float | None, part_losses: Sequence[float] = ()

@@ -113,8 +113,11 @@ def test_the_words_name_the_file_the_reason_and_the_remedy(tmp_path: Path, monke
         (OSError(errno.ESTALE, "Stale file handle"), "deleted or moved while it was written to. Put it back;"),
         (OSError("upload failed:\n  no route"), "upload failed: no route. Make it writable;"),
     ):
-        assert storage_error_words(error, path).startswith(f"plateau/trials.parquet: {reason}")
-        assert "\n" not in storage_error_words(error, path)
+        words = storage_error_words(error, path, is_certain=True)
+        assert words.startswith(f"plateau/trials.parquet: {reason}")
+        assert "\n" not in words
+    with pytest.raises(OSError, match="upload failed"):
+        storage_error_words(OSError("upload failed"), path)
 
 
 def test_a_killed_writer_and_a_reader_meanwhile_see_whole_files_only(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One process at a time holds a study, the others are told who; a killed one's lock is free."""
 
+import json
 import os
 import signal
 import socket
@@ -90,7 +91,9 @@ def test_the_lock_is_free_again_after_an_error(study: Study) -> None:
 
 
 def test_a_holder_that_left_no_word_is_another_process(study: Study, other: Any) -> None:
-    for word in (b"", b"[1]", b"\xff", b'{"pid": 1}'):
+    times: tuple[Any, ...] = (5, "x", [], "0001-01-01T00:00:00+14:00")
+    odd = (json.dumps({"pid": 1, "host": "here", "since": time}).encode() for time in times)
+    for word in (b"", b"[1]", b"\xff", b'{"pid": 1}', *odd):
         (study.path / ".holder.json").write_bytes(word)
         with pytest.raises(UserError, match=r"study mine is held by another process\. Wait"), hold(study):
             raise AssertionError("held twice")

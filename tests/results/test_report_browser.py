@@ -20,7 +20,7 @@ HOSTILE = "<script>window.ran = 1</script><img src='https://example.invalid/x.pn
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    space = {"name": "plateau", "path": "spaces/plateau.toml", "description": HOSTILE, "toml": None}
+    space = {"name": "plateau", "path": "spaces/plateau.toml", "description": HOSTILE, "toml": ""}
     document = {"data_source": f"/data/{HOSTILE}", "space": space}
     study = make_report_study(tmp_path_factory.mktemp("studies") / "plateau-1125-0310", document=document)
     write_reports(study)

@@ -225,6 +225,43 @@ def test_latest_is_the_one_made_last_not_the_last_by_name(studies: Path, make_do
     assert open_study("z").path == studies / "z"
 
 
+def test_a_study_of_a_clock_that_was_years_ahead_is_not_the_latest_for_ever(
+    studies: Path, make_document: MakeDocument
+) -> None:
+    now = datetime.now(UTC)
+    create_study("ahead", make_document("ahead", created_at="2099-01-01T00:00:00+00:00"))
+    assert timedelta() <= time_to_make() - now < timedelta(minutes=1)
+    assert open_study("latest").name == "ahead"
+    create_study("now", make_document("now", created_at=time_to_make().isoformat()))
+    assert open_study("latest").name == "now"
+    assert [study.name for study in list_studies()] == ["now", "ahead"]
+    # One that was set back a little: what is made afterwards is later all the same.
+    create_study("fast", make_document("fast", created_at=(now + timedelta(days=2)).isoformat()))
+    assert time_to_make() > now + timedelta(days=2)
+
+
+@pytest.mark.parametrize(
+    ("table", "changes", "fault"),
+    [
+        ("evaluation", {"milestones_tokens": []}, "evaluation: Value error, milestones_tokens is missing"),
+        ("space", {"toml": None}, "space.toml: it must be a text"),
+        ("start", {"val_loss": 7.0}, "start.train_loss: it is missing"),
+        ("settings", {"x": 1}, "settings.x: Extra inputs are not permitted"),
+        ("settings", {"compare": "x"}, "settings.compare: Input should be 'before' or 'documented'"),
+    ],
+)
+def test_what_its_runs_need_and_a_document_does_not_say_is_named(
+    studies: Path, make_document: MakeDocument, table: str, changes: dict[str, Any], fault: str
+) -> None:
+    document = make_document("one")
+    study = create_study("one", {**document, table: {**document.get(table, {}), **changes}})
+    with pytest.raises(UserError, match=re.escape(f"study.json: {fault}. It was changed since the study was made")):
+        study.document()
+    if table == "evaluation":
+        whole = {**document, "kind": "train", table: {"block_size": 128, "tokens": 256}}
+        assert create_study("run", whole).document()["kind"] == "train"
+
+
 @pytest.mark.parametrize("created_at", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59"])
 def test_a_time_that_some_zone_cannot_show_is_refused(
     studies: Path, make_document: MakeDocument, created_at: str
@@ -323,7 +360,8 @@ def test_latest_is_what_search_or_baseline_made_last(studies: Path, make_documen
 def test_a_clock_that_was_set_back_makes_no_study_older(studies: Path, make_document: MakeDocument) -> None:
     create_study("old", make_document("old", created_at="2025-01-01T00:00:00+00:00"))
     assert abs(time_to_make() - datetime.now(UTC)) < timedelta(minutes=1)
-    create_study("first", make_document("first", created_at="2999-01-01T00:00:00+00:00"))
+    ahead = datetime.now(UTC) + timedelta(days=40)
+    create_study("first", make_document("first", created_at=ahead.isoformat()))
     for name in ("second", "third"):
         create_study(name, make_document(name, created_at=time_to_make().isoformat()))
         assert open_study("latest").name == name

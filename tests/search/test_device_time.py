@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from results.attribution.attribution_runs import question_of_study
 from results.export import export_env
 from results.ranking import full_tokens
+from results.study.atomic import write_document
 from results.study.folder import Study, create_study, list_studies
 from results.study.ledger import Ledger
 from results.study.planned_run import PlannedRun
@@ -242,6 +244,27 @@ def test_a_larger_time_is_a_new_study_at_the_kept_speeds(
     assert [(one.status, one.losses[-1]) for one in plan.warm_start.told] == [
         ("stopped", (round(plan.budget.tokens / 2), 5.0 - trial_id)) for trial_id in (0, 1)
     ]
+
+
+def test_what_another_process_planned_before_the_study_is_held_counts(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(plan_of("TRIALS=2", "STUDY=extended"))
+
+    @contextmanager
+    def extended(study: Study) -> Iterator[None]:
+        document = study.document()
+        settings = {**document["settings"], "trials": 3}
+        write_document(study.study_json, {**document, "trials_planned": 3, "settings": settings})
+        yield
+
+    def reopened(*values: Any, **others: Any) -> None:
+        raise UserError("a third trial is run")
+
+    monkeypatch.setattr(resume_command, "hold", extended)
+    monkeypatch.setattr(resume_command, "reopen", reopened)
+    with pytest.raises(UserError, match="a third trial is run"):
+        resume(read_options(["STUDY=extended"]), Terminal(as_json=True))
 
 
 @pytest.mark.parametrize(

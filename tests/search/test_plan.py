@@ -227,6 +227,22 @@ def test_the_largest_configuration_trains_every_weight_in_full_precision_where_a
     assert pinned.precision == "bf16"
 
 
+def test_the_largest_configuration_has_adapters_of_every_layer_where_a_trial_may(
+    plan_of: MakePlan, tmp_path: Path
+) -> None:
+    path = tmp_path / "adapters.toml"
+    path.write_text(
+        "trials = 3\nbudget.tokens = 409_600\nevaluation.tokens = 256\nbaseline.use_lora = true\n"
+        'search.lora_targets.choice = ["all-linear", "c_attn,c_proj", "auto"]\n'
+        "search.learning_rate.log_uniform = [1e-6, 1e-2]\n"
+    )
+    [largest] = largest_configs(load_space(str(path)))
+    assert largest.lora_targets == "all-linear"
+    targets = ("auto", "c_attn,c_proj", "c_attn")
+    configs = [TrialConfig(use_lora=True, lora_targets=name) for name in targets]
+    assert replace(plan_of(), configs=configs).largest == configs[1]
+
+
 def test_sizes_that_never_meet_are_not_the_largest_configuration(plan_of: MakePlan, tmp_path: Path) -> None:
     """A large batch goes with short blocks only: preflight needs no memory for both."""
     path = tmp_path / "ladder.toml"
@@ -274,7 +290,7 @@ def test_a_relative_model_folder_is_made_absolute(plan_of: MakePlan, tmp_path: P
     inputs = check_inputs(variables, progress=lambda what, done_frac: None)
     assert inputs.model_name == str(tmp_path / "model")
     assert inputs.options.training_data_source == tmp_path / "text.txt"
-    assert inputs.files == (tmp_path / "text.txt",)
+    assert inputs.files == [tmp_path / "text.txt"]
 
 
 @pytest.mark.parametrize("path", ["/o'brien/.venv/bin/python", '/a"b/ray', "/a\\b/ray"])

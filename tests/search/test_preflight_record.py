@@ -24,7 +24,6 @@ from search.setup.preflight_run import (
 )
 from search.terminal.console import Terminal
 from trainable.config import TrialConfig
-from trainable.data.text_documents import WHOLE_FILES
 from trainable.evaluation import EvalProtocol
 from trainable.preflight.check_result import Check
 from trainable.preflight.configuration import PRECISION
@@ -56,7 +55,8 @@ def make_loaded() -> Callable[..., Loaded]:
     def make(device: str = "cpu", tokens: int = 1024, recomputed: bool = False, **facts: Any) -> Loaded:
         protocol = EvalProtocol(tokens=tokens)
         spec = SimpleNamespace(device=device, protocol=protocol, gradient_checkpointing=recomputed)
-        parts = SimpleNamespace(facts={**FACTS, **facts}, spec=spec, device_info=SimpleNamespace(name="a chip"))
+        chip, inputs = SimpleNamespace(name="a chip"), SimpleNamespace(options=Options())
+        parts = SimpleNamespace(facts={**FACTS, **facts}, spec=spec, device_info=chip, inputs=inputs)
         return cast("Loaded", parts)
 
     return make
@@ -167,7 +167,7 @@ def test_a_run_that_is_not_checked_again_is_warned_of_its_own_rate(
     for rate, is_warned in ((1e-3, False), (3.0, True)):
         preflight = asked(make_loaded(), learning_rate=rate)
         write_record(record_path(preflight), replace(RECORD, warnings=[asdict(of_another)]))
-        check_preflight(preflight, Options(), Terminal(as_json=False))
+        check_preflight(preflight, Terminal(as_json=False))
         said = capsys.readouterr().out
         assert "passed before" in said
         assert "another's" not in said
@@ -191,7 +191,7 @@ def test_a_check_that_fails_ends_the_command_with_one_document(
     monkeypatch.setattr(preflight_run, "_checks", lambda preflight: [failed])
     preflight = looked_at(make_loaded(), TrialConfig())
     with pytest.raises(SystemExit) as ended:
-        check_preflight(preflight, Options(), Terminal(as_json=True))
+        check_preflight(preflight, Terminal(as_json=True))
     assert ended.value.code == 1
     assert json.loads(capsys.readouterr().out) == {"passed": False, "checks": [asdict(failed)]}
     assert read_record(record_path(preflight)) is None
@@ -206,7 +206,7 @@ def test_preflight_has_a_process_of_its_own_where_only_its_end_gives_memory_back
         "trainable.device.own_process.in_own_process", lambda *args, **kwargs: asked.append((args, kwargs))
     )
     loaded: Any = make_loaded(device)
-    loaded.tokenizer, loaded.inputs = None, SimpleNamespace(files=(), documents=WHOLE_FILES)
+    loaded.tokenizer, loaded.inputs.files = None, ()
     checkpoint: Any = SimpleNamespace(path=Path("run.pt"))
     preflight_run._checks(looked_at(loaded, TrialConfig(), runs=2, checkpoint=checkpoint))
     ((device_type, work, _, _, *sharing), kwargs) = asked[0]

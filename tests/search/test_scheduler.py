@@ -29,18 +29,17 @@ def make_log(*known: KnownTrial, rung_tokens: tuple[int, ...] = RUNGS, reduction
     )
 
 
-class Scheduler(TokenASHA):
-    """A scheduler whose trials are proposed right before they first report, in the order they report in."""
+class Scheduler:
+    """Verdicts on trials that are proposed right before they first report, in the order they report in."""
 
-    def __init__(self, *known: KnownTrial, baseline_id: int = 0, **rungs: Any) -> None:
-        self.log = make_log(*known, **rungs)
+    def __init__(self, *known: KnownTrial, log: TrialLog | None = None, baseline_id: int = 0, **rungs: Any) -> None:
+        self.log = log or make_log(*known, **rungs)
         self._baseline_id = baseline_id
-        super().__init__(self.log)
 
     def goes_on(self, trial_id: int, fidelity_tokens: int, objective: float) -> bool:
         if trial_id not in {trial.trial_id for trial in self.log.trials}:
             self.log.begin(begun(trial_id, BASELINE if trial_id == self._baseline_id else OTHER))
-        return super().goes_on(trial_id, fidelity_tokens, objective)
+        return self.log.evaluate(trial_id, fidelity_tokens, objective)
 
     @property
     def recorded(self) -> list[dict[int, float]]:
@@ -51,7 +50,7 @@ def begun(trial_id: int, config: TrialConfig, *losses: tuple[int, float]) -> Kno
     return KnownTrial(trial_id=trial_id, status="running", config=config, point={}, losses=losses)
 
 
-def decisions(scheduler: TokenASHA, reports: Sequence[tuple[int, int, float]]) -> list[bool]:
+def decisions(scheduler: Scheduler, reports: Sequence[tuple[int, int, float]]) -> list[bool]:
     """Return whether each (trial_id, fidelity_tokens, objective), in this order, goes on."""
     return [scheduler.goes_on(*report) for report in reports]
 
@@ -138,7 +137,7 @@ def test_the_rung_of_a_number_of_tokens(tokens: int, rung: int | None) -> None:
 
 def test_a_trial_trains_on_until_those_numbered_before_it_are_there_and_then_ends_at_the_rung() -> None:
     log = make_log(begun(0, BASELINE), *(begun(number, OTHER) for number in (1, 2)))
-    scheduler = TokenASHA(log)
+    scheduler = Scheduler(log=log)
     assert scheduler.goes_on(2, 0, 8.0)
     assert scheduler.goes_on(2, 100, 6.0)
     assert scheduler.goes_on(2, 300, 5.0)
@@ -157,7 +156,7 @@ def test_a_trial_trains_on_until_those_numbered_before_it_are_there_and_then_end
 @pytest.mark.parametrize("status", ["completed", "unstable", "out_of_memory", "failed"])
 def test_a_trial_that_ended_before_its_verdict_ends_as_stopped_at_the_rung(status: Any) -> None:
     log = make_log(begun(0, BASELINE), *(begun(number, OTHER) for number in (1, 2)))
-    scheduler = TokenASHA(log)
+    scheduler = Scheduler(log=log)
     assert scheduler.goes_on(2, 100, 6.0)
     log.end(2, status, 4.0)
     assert (log[2].status, log.is_settled(2)) == (status, False)
@@ -168,7 +167,7 @@ def test_a_trial_that_ended_before_its_verdict_ends_as_stopped_at_the_rung(statu
 
 def test_a_trial_that_ends_before_a_rung_keeps_nobody_waiting() -> None:
     log = make_log(begun(0, BASELINE), *(begun(number, OTHER) for number in (1, 2)))
-    scheduler = TokenASHA(log)
+    scheduler = Scheduler(log=log)
     assert scheduler.goes_on(0, 100, 7.0)
     assert scheduler.goes_on(2, 100, 6.0)
     log.end(2, "completed", 4.0)
@@ -179,7 +178,7 @@ def test_a_trial_that_ends_before_a_rung_keeps_nobody_waiting() -> None:
 
 def test_a_trial_that_lost_its_worker_is_stopped_when_it_is_back_at_the_rung() -> None:
     log = make_log(begun(0, BASELINE, (100, 5.0)), begun(1, OTHER, (0, 8.0), (60, 7.0), (100, 6.0)))
-    scheduler = TokenASHA(log)
+    scheduler = Scheduler(log=log)
     assert log.stopped_at(1) == 0
     assert decisions(scheduler, [(1, 0, 8.0), (1, 60, 7.0), (1, 100, 6.0)]) == [True, True, False]
 
@@ -197,7 +196,7 @@ def test_in_every_order_of_arrival_the_verdicts_are_those_of_one_slot() -> None:
         endings = []
         for one_slot in (True, False):
             log = make_log(begun(0, BASELINE), *(begun(number, OTHER) for number in range(1, 12)))
-            scheduler = TokenASHA(log)
+            scheduler = Scheduler(log=log)
             left = {number: list(losses) for number, losses in reports.items()}
             while left:
                 number = min(left) if one_slot else draw.choice(list(left))
@@ -216,11 +215,11 @@ def test_in_every_order_of_arrival_the_verdicts_are_those_of_one_slot() -> None:
     [(4.0, TrialScheduler.CONTINUE), (6.0, TrialScheduler.STOP), (math.nan, TrialScheduler.STOP)],
 )
 def test_rays_words_for_it(objective: float, decision: str) -> None:
-    scheduler = Scheduler()
-    scheduler.goes_on(0, 100, 5.0)
+    log = make_log(begun(0, BASELINE), begun(7, OTHER))
+    log.evaluate(0, 100, 5.0)
     trial = Trial("SearchTrial", config={"trial_id": 7}, stub=True)
     result: dict[str, Any] = {"fidelity_tokens": 100, "objective": objective}
-    assert scheduler.on_trial_result(None, trial, result) == decision
+    assert TokenASHA(log).on_trial_result(None, trial, result) == decision
 
 
 def test_what_an_earlier_run_recorded_stands_as_it_was() -> None:

@@ -13,7 +13,6 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from results.study.planned_run import PlannedRun
-from search.tune.asha import TokenASHA
 from search.tune.history import KnownTrial, WarmStart, known_trials
 from search.tune.optuna_searcher import ListSearcher, SamplerView, SpaceSearcher, told_as
 from search.tune.trial_log import TrialLog
@@ -306,7 +305,6 @@ class Life:
     def begin(self, trials: list[KnownTrial]) -> None:
         self.searcher = SpaceSearcher(self.space, trials=trials)
         self.log = self.searcher.log
-        self.scheduler = TokenASHA(self.log)
 
     def die(self) -> None:
         """Forget all but the tables."""
@@ -360,7 +358,7 @@ class Life:
             row["status"] = "completed"
             self.log.end(row["trial_id"], "completed", loss)
             return True
-        if not self.scheduler.goes_on(row["trial_id"], tokens, loss):
+        if not self.log.evaluate(row["trial_id"], tokens, loss):
             row["status"] = "stopped"
             self.log.end(row["trial_id"], "stopped", loss)
             return True

@@ -19,15 +19,8 @@ import pytest
 
 from results.study.folder import Study, StudyExistsError, create_study
 from results.winner import winner_of
-from search.cluster.storage_hold import ALIVE_S, check_unheld, claim_name, release_name
-from search.cluster.study_storage import (
-    MARK,
-    TableMirror,
-    fetch_study,
-    open_or_fetch_study,
-    probed,
-    read_probe,
-)
+from search.cluster.storage_hold import ALIVE_S, MARK, TableMirror, check_unheld, claim_name, release_name
+from search.cluster.study_storage import fetch_study, open_or_fetch_study, probed, read_probe
 from search.options import parse_options
 from search.setup.train_plan import with_winner_of
 from tests.documents import sound_document
@@ -297,6 +290,28 @@ def test_only_what_has_changed_is_copied(tmp_path: Path) -> None:
     assert not (storage / "one" / "study.json").exists()
     assert not (storage / "one" / ".holder.json").exists()
     assert said == []
+
+
+def test_the_mark_of_whoever_has_gone_on_with_a_study_is_left(tmp_path: Path) -> None:
+    """The report is written after the trials, when another driver may hold the study already."""
+    study, storage = small_study(tmp_path), tmp_path / "storage"
+    mark, said = {"host": "elsewhere", "pid": 7}, list[str]()
+    claimed(study, storage, **mark)
+    TableMirror(study, str(storage), said.append).close()
+    assert json.loads((storage / "one" / MARK).read_text()) == mark
+    assert not (storage / "one" / "study.json").exists()
+    [line] = said
+    assert "is behind, the study itself is up to date: study one is held by process 7 on elsewhere" in line
+
+
+def test_a_study_that_cannot_be_reached_is_told_and_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    study, said = Study(tmp_path / "file" / "one"), list[str]()
+    (tmp_path / "file").touch()
+    TableMirror(study, str(tmp_path / "storage"), said.append).close()
+    [line] = said
+    assert "is behind, the study itself is up to date: " in line
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        claim_name(study, str(tmp_path / "elsewhere"))
 
 
 def test_a_study_is_not_copied_over_itself(tmp_path: Path) -> None:

@@ -150,8 +150,8 @@ def test_a_run_goes_on_by_its_name(
 ) -> None:
     monkeypatch.setenv("STUDIES_DIR", str(study_of(whole).path.parent))
 
-    def another_begins(preflight: Any, options: Any, terminal: Any) -> None:
-        (studies_dir() / options.study).mkdir()
+    def another_begins(preflight: Any, terminal: Any) -> None:
+        (studies_dir() / preflight.loaded.inputs.options.study).mkdir()
 
     # In the same minute, and takes the name that was free.
     monkeypatch.setattr("search.commands.train_command.check_preflight", another_begins)

@@ -14,7 +14,6 @@ import pytest
 from results.study.atomic import write_document
 from results.study.folder import Study, create_study
 from results.study.tables import METRICS, TRIALS, write_table
-from search.tune.asha import TokenASHA
 from search.tune.history import (
     WARM_START_JSON,
     KnownTrial,
@@ -201,10 +200,8 @@ def test_a_study_without_a_loss_teaches_nothing(source: Study) -> None:
 
 
 def test_a_study_of_another_kind_teaches_nothing(source: Study) -> None:
-    document = source.document()
-    del document["evaluation"]["milestones_tokens"]
-    source.study_json.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"its study\.json is not a search's"):
+    source.study_json.write_text(json.dumps({**source.document(), "kind": "train"}))
+    with pytest.raises(UserError, match="study before is of kind train"):
         warm_start_from(source, make_space(), FACTS)
 
 
@@ -249,7 +246,6 @@ def searched(space: SearchSpace, draw: random.Random, warm_start: WarmStart | No
     """
     searcher = SpaceSearcher(space, warm_start=warm_start)
     log = searcher.log
-    scheduler = TokenASHA(log)
     while len(log.trials) < space.trials:
         proposal = searcher.suggest("any")
         assert isinstance(proposal, dict)
@@ -257,7 +253,7 @@ def searched(space: SearchSpace, draw: random.Random, warm_start: WarmStart | No
         best = abs(math.log10(config.learning_rate) + 2.5) + draw.gauss(0, 0.05)
         for tokens in (0, *space.evaluation_tokens()):
             loss = best + 4 * math.exp(-5 * tokens / space.budget.tokens)
-            if tokens < space.budget.tokens and not scheduler.goes_on(number, tokens, loss):
+            if tokens < space.budget.tokens and not log.evaluate(number, tokens, loss):
                 log.end(number, "stopped", loss)
                 break
         else:

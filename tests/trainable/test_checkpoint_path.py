@@ -12,6 +12,7 @@ from trainable.checkpoint.checkpoint_path import (
     check_checkpoint_path,
     checkpoint_name,
     is_safetensors,
+    saved_steps,
 )
 
 
@@ -26,10 +27,12 @@ SAFETENSORS = b"\x37" + bytes(7) + b'{"a":{"dtype":"U8","shape":[2],"data_offset
 KINDS = {archive(): False, b"\x80\x02\x8a" + bytes(20): False, SAFETENSORS: True}
 
 
-def test_names_sort_by_step() -> None:
-    names = [checkpoint_name(step) for step in (0, 9, 10, 1500, 99_999_999)]
-    assert names == sorted(names)
+def test_steps_are_in_order_however_many_digits_they_have() -> None:
+    steps = [0, 9, 10, 1500, 99_999_999, 100_000_000, 10**12]
+    names = [checkpoint_name(step) for step in steps]
     assert names[3] == "step_00001500.pt"
+    others = [".step_00000001.pt.ab.tmp", "step_00000080.pt.kept", "step_1.pt", "step_0000000007.pt", "x"]
+    assert saved_steps([*reversed(names), *others]) == steps
 
 
 @pytest.mark.parametrize("data", KINDS, ids=["archive", "pickle", "safetensors"])

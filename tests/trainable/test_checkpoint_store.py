@@ -16,6 +16,7 @@ from tests.trainable.makers import MakeSpec, MakeTrial
 from trainable.checkpoint import checkpoint_store
 from trainable.checkpoint.checkpoint import checkpoint_payload
 from trainable.checkpoint.checkpoint_file import read_payload, write_payload
+from trainable.checkpoint.checkpoint_path import saved_steps
 from trainable.checkpoint.checkpoint_store import BackgroundSaver, CheckpointStore
 from trainable.errors import UserError
 from trainable.run import start_run
@@ -110,7 +111,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def names(store: CheckpointStore) -> list[int]:
-    return [int(name[5:13]) for name in store._folder.names()]
+    return saved_steps(store._folder.names())
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -143,6 +144,17 @@ def test_the_newest_two_are_kept_and_what_leads_beyond_the_known_steps_is_forgot
     assert store.newest() == (None, [])
     store.delete()
     assert list(scratch.iterdir()) == []
+
+
+def test_a_step_of_nine_digits_is_later_than_one_of_eight(make_store: MakeStore, state: TrainState) -> None:
+    store = make_store("folder")
+    save(store, state, 99_999_998, 99_999_999, 100_000_000)
+    assert names(store) == [99_999_999, 100_000_000]
+    checkpoint, _ = store.newest()
+    assert checkpoint is not None
+    assert checkpoint.optimizer_steps == 100_000_000
+    store.forget_after(99_999_999)
+    assert names(store) == [99_999_999]
 
 
 @pytest.mark.parametrize("place", PLACES)

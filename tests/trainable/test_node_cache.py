@@ -115,5 +115,5 @@ def test_a_place_keeps_a_uris_query_at_its_end() -> None:
 def test_any_file_name_can_be_shared_at_a_uri(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "node"))
     (tmp_path / name).write_text("a whole text")
-    found = share(tmp_path / name, (tmp_path / "shared").as_uri()).local()
+    found = share(tmp_path / name, (tmp_path / "shared").as_uri()).local(tmp_path / "nowhere")
     assert (found.name, found.read_text()) == (name, "a whole text")

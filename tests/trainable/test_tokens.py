@@ -114,6 +114,15 @@ def test_many_chunks_and_files_are_joined_in_order(
     assert len(told) == math.ceil(sum(1 for _ in documents_module.iter_chunks(files)) / at_once) > 4
 
 
+def test_tokens_of_another_rule_for_long_lines_are_made_again(
+    text_file: Path, tokenizer: Tokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = load_corpus([text_file], tokenizer)
+    monkeypatch.setattr("trainable.data.tokens.CUTS", 1)
+    before = load_corpus([text_file], tokenizer)
+    assert (before.fingerprint, before.path == now.path) == (now.fingerprint, False)
+
+
 def test_a_killed_writer_leaves_no_cache(text_file: Path, tokenizer: Tokenizer, corpus: Corpus, cache: Path) -> None:
     saved = cache.parent / "tokenizer.json"
     tokenizer.save(str(saved))

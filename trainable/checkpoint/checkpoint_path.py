@@ -3,6 +3,7 @@
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,13 @@ class DamagedCheckpointError(UserError):
 
 
 def checkpoint_name(optimizer_steps: int) -> str:
-    """Return the file name of a checkpoint; names sort by step."""
+    """Return the file name of a checkpoint."""
     return f"step_{optimizer_steps:08d}.pt"
+
+
+def saved_steps(names: Iterable[str]) -> list[int]:
+    """Return the steps of the checkpoints among file names, in order: from 10^8 on the names do not sort by step."""
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d{8}|[1-9]\d{8,})\.pt", name)))
 
 
 def check_checkpoint_path(path: Path, *, before: str = "CHECKPOINT_PATH=") -> None:
@@ -83,9 +89,9 @@ def weight_files(folder: Path, *, before: str = "checkpoint ") -> list[Path]:
             return _shards(folder / (name + INDEX_SUFFIX), where)
     inside = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     steps = checkpoint_folders(folder)
-    ours = [name for name in inside if re.fullmatch(r"step_\d+\.pt", name)]
+    ours = saved_steps(inside)
     if steps or ours:
-        newest = steps[-1] if steps else folder / ours[-1]
+        newest = steps[-1] if steps else folder / checkpoint_name(ours[-1])
         raise UserError(f"{where} holds several checkpoints. Name one of them, such as {newest}.")
     held = first_of(inside, SHOWN) or "nothing"
     raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {held}. Name {KINDS[before]}.")

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 from trainable.checkpoint.checkpoint import Checkpoint, checkpoint_payload, read_checkpoint
 from trainable.checkpoint.checkpoint_file import write_payload
-from trainable.checkpoint.checkpoint_path import DamagedCheckpointError, checkpoint_name
-from trainable.data.remote_files import blocks_of, files_at, local_folder, write_whole
+from trainable.checkpoint.checkpoint_path import DamagedCheckpointError, checkpoint_name, saved_steps
+from trainable.data.remote_files import blocks_of, files_at, local_folder, names_in, write_whole
 from trainable.state import TrainState
 
 STATES_KEPT = 2
@@ -34,31 +34,32 @@ class CheckpointStore:
 
     def write(self, payload: dict[str, Any]) -> None:
         """Keep what checkpoint_payload() made, then delete all older checkpoints but its predecessor."""
-        name = checkpoint_name(payload["optimizer_steps"])
-        self._folder.put(payload, name)
+        step = payload["optimizer_steps"]
+        self._folder.put(payload, checkpoint_name(step))
         # Later ones were passed over when the run went back: they are damaged, and not its future any more.
-        self._keep([old for old in self._folder.names() if old <= name][-STATES_KEPT:])
+        self._keep([old for old in self._steps() if old <= step][-STATES_KEPT:])
 
     def forget_after(self, optimizer_steps: int) -> None:
         """Delete the checkpoints of more steps: what led to them was never written down, so it is trained again."""
-        self._keep([name for name in self._folder.names() if name <= checkpoint_name(optimizer_steps)])
+        self._keep([step for step in self._steps() if step <= optimizer_steps])
 
     def keep_newest(self) -> None:
         """Delete all but the newest checkpoint: the trial has ended."""
-        self._keep(self._folder.names()[-1:])
+        self._keep(self._steps()[-1:])
 
     def newest(self, *, at_most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest whole checkpoint, of `at_most` so many steps, and a line for each damaged one.
 
         Raises UserError when it is whole and yet cannot be used: another version wrote it.
         """
-        names = [name for name in self._folder.names() if at_most is None or name <= checkpoint_name(at_most)]
+        steps = [step for step in self._steps() if at_most is None or step <= at_most]
         damaged: list[str] = []
         found: Checkpoint | None = None
-        while names and found is None:
-            name = names.pop()
+        while steps and found is None:
+            name = checkpoint_name(steps.pop())
             try:
-                found = self._read(name)
+                with self._folder.local_copy(name) as path:
+                    found = replace(read_checkpoint(path), path=Path(self._folder.path) / name)
             except DamagedCheckpointError:
                 damaged.append(name)
         instead = f"going on from {found.path.name}" if found else "there is no earlier one to go on from"
@@ -66,16 +67,16 @@ class CheckpointStore:
 
     def delete(self) -> None:
         """Delete every checkpoint of the trial; there need be none."""
-        self._folder.remove_all()
+        with suppress(FileNotFoundError):
+            self._folder.remove_all()
 
-    def _keep(self, names: list[str]) -> None:
-        for stale in self._folder.names():
-            if stale not in names:
-                self._folder.remove(stale)
+    def _steps(self) -> list[int]:
+        return saved_steps(self._folder.names())
 
-    def _read(self, name: str) -> Checkpoint:
-        with self._folder.local_copy(name) as path:
-            return replace(read_checkpoint(path), path=Path(self._folder.path) / name)
+    def _keep(self, steps: list[int]) -> None:
+        for stale in self._steps():
+            if stale not in steps:
+                self._folder.remove(checkpoint_name(stale))
 
     @cached_property
     def _folder(self) -> "_LocalFolder | _RemoteFolder":
@@ -125,9 +126,9 @@ class _LocalFolder:
         self.path = path
 
     def names(self) -> list[str]:
-        # A pattern finds nothing where a folder cannot be reached, too.
+        # Not by a pattern, which finds nothing where a folder cannot be reached, too.
         with suppress(FileNotFoundError):
-            return sorted(path.name for path in self.path.iterdir() if path.match("step_*.pt"))
+            return [path.name for path in self.path.iterdir()]
         return []
 
     def put(self, payload: dict[str, Any], name: str) -> None:
@@ -143,20 +144,16 @@ class _LocalFolder:
         (self.path / name).unlink(missing_ok=True)
 
     def remove_all(self) -> None:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+        shutil.rmtree(self.path)
 
 
 class _RemoteFolder:
     def __init__(self, root: str, name: str) -> None:
-        self._files, place = files_at(root)
+        self._files, place = files_at(root)  # named in its errors
         self.path = f"{place}/{name}"
 
     def names(self) -> list[str]:
-        from pyarrow.fs import FileSelector  # which a machine that keeps its checkpoints on its own disk needs not
-
-        found = self._files.get_file_info(FileSelector(self.path, allow_not_found=True))
-        return sorted(one.base_name for one in found if one.base_name.startswith("step_"))
+        return names_in(self._files, self.path)
 
     def put(self, payload: dict[str, Any], name: str) -> None:
         target = f"{self.path}/{name}"
@@ -181,5 +178,4 @@ class _RemoteFolder:
         self._files.delete_file(f"{self.path}/{name}")
 
     def remove_all(self) -> None:
-        with suppress(FileNotFoundError):
-            self._files.delete_dir(self.path)
+        self._files.delete_dir(self.path)

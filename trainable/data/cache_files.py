@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
-from trainable.errors import UserError, reason
+from trainable.errors import as_user_error
 from trainable.model.fingerprint import file_fingerprint
 from trainable.regular_files import whole_file
 
@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[BufferedRandom]:
     Raises UserError where it cannot be written, as on a full disk; then nothing is left of it.
     """
     _sweep(path.parent)
-    try:
+    with as_user_error(OSError, f"{path} cannot be written", "Make room, or set another CACHE_DIR."):
         with _renamed_to(path) as file:
             yield file
             file.seek(0)
@@ -56,8 +56,6 @@ def writing(path: Path) -> Iterator[BufferedRandom]:
         # A process that dies in between leaves a file without its checksum, which is made again.
         with _renamed_to(sum_path(path)) as file:
             file.write(f"{size_bytes} {digest}\n".encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {reason(error)}. Make room, or set another CACHE_DIR.") from None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from trainable.data.cache_files import cached_sum, writing
 from trainable.data.text_documents import BOM, WHOLE_FILES, Documents, iter_chunks, open_hashed
-from trainable.errors import UserError, count_words, reason
+from trainable.errors import UserError, as_user_error, count_words, reason
 from trainable.regular_files import file_type, state_of
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
@@ -34,11 +34,9 @@ def cache_dir() -> Path:
     Raises UserError when it cannot be.
     """
     given = os.environ.get("CACHE_DIR") or str(Path(__file__).parents[2] / ".cache")
-    try:
+    with as_user_error((OSError, RuntimeError), f"no cache in {given}", "Set CACHE_DIR to a folder to write to."):
         path = Path(given).expanduser().absolute()
         path.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"no cache in {given}: {reason(error)}. Set CACHE_DIR to a folder to write to.") from None
     return path
 
 
@@ -191,12 +189,9 @@ def text_fingerprint(files: Sequence[Path]) -> str:
         return _fingerprints[state]
     total_bytes = 0
     for path in files:
-        try:
-            with open_hashed(path, digest) as file:
-                while block := file.read(1 << 22):
-                    total_bytes += len(block)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {reason(error)}.") from None
+        with as_user_error(OSError, f"{path} cannot be read"), open_hashed(path, digest) as file:
+            while block := file.read(1 << 22):
+                total_bytes += len(block)
     if total_bytes == 0:
         raise UserError(f"{files[0]} is empty. Name a source with text in it.")
     if state is not None:

@@ -47,15 +47,13 @@ class SharedCopy:
         key = hashlib.sha256(f"{self.name}\n{listing}".encode()).hexdigest()[:16]
         return below(self.storage, INPUTS, key, self.name)
 
-    def is_at(self, path: Path) -> bool:
-        """Return whether a local file or folder is the same."""
-        return all(_is_same(path / file.path, file) for file in self.files)
-
-    def local(self) -> Path:
-        """Return it in this node's cache, where it is fetched once.
+    def local(self, own: Path) -> Path:
+        """Return `own` where this node has the same there, else the copy in the node's cache, where it is fetched once.
 
         Raises InputChangedError when the copy is gone or damaged, OSError when the storage does not answer.
         """
+        if all(_is_same(own / file.path, file) for file in self.files):
+            return own
         files, place = files_at(self.place)
         folder = cache_dir() / f"shared-{place.split('/')[-2]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +114,7 @@ class SharedInputs:
 
         Raises OSError, and UserError where the hub has to be asked and does not answer.
         """
-        found = {path: Path(path) if copy.is_at(Path(path)) else copy.local() for path, copy in self.copies.items()}
+        found = {path: copy.local(Path(path)) for path, copy in self.copies.items()}
         if spec.model_name not in found and is_to_fetch(spec.model_name):
             fetch(spec.model_name)
         held_out = spec.corpus.validation

@@ -1,11 +1,11 @@
 """Files at a place that several machines reach: a folder, or a URI that pyarrow knows. It knows no study and no run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from trainable.errors import UserError, full_reason
+from trainable.errors import UserError, as_user_error
 from trainable.regular_files import whole_file
 
 BLOCK_BYTES = 8 << 20
@@ -29,10 +29,9 @@ def files_at(place: str) -> tuple[Any, str]:
 
     if "://" not in place:
         return fs.LocalFileSystem(), str(Path(place).expanduser().absolute())
-    try:
+    refused = (pa.ArrowException, OSError, ValueError)
+    with as_user_error(refused, f"STORAGE={place}", "Name a shared folder, or s3://..."):
         files, path = fs.FileSystem.from_uri(place)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"STORAGE={place}: {full_reason(error)}. Name a shared folder, or s3://...") from None
     if not path:
         raise UserError(f"STORAGE={place} names no bucket. Write it as s3://bucket/prefix.")
     return files, path.rstrip("/")
@@ -45,7 +44,14 @@ def below(place: str, *parts: str) -> str:
     return "/".join((address.rstrip("/"), *(quote(part) if is_uri else part for part in parts))) + mark + query
 
 
-def write_whole(files: Any, path: str, blocks: Iterator[bytes]) -> None:
+def names_in(files: Any, folder: str) -> list[str]:
+    """Return the names of what a folder holds, none where there is no such folder. Raises OSError."""
+    from pyarrow.fs import FileSelector
+
+    return [one.base_name for one in files.get_file_info(FileSelector(folder, allow_not_found=True))]
+
+
+def write_whole(files: Any, path: str, blocks: Iterable[bytes]) -> None:
     """Write a file that is seen whole or, on a folder, not at all. Raises OSError.
 
     An object store shows a file when it is closed, so there a broken one lacks its last blocks.

@@ -33,6 +33,8 @@ MAX_CHUNKS = 8
 ROOM_MARGIN = 1.2
 """A text's beginning may have so many more tokens a byte than the rest."""
 COUNTED_TOKENS = 1 << 20
+CUTS = 2
+"""Goes up when text_documents cuts long lines or paragraphs elsewhere than before: older tokens are not taken then."""
 REMEDY = "It is made again by"
 """For a file of the cache."""
 
@@ -175,13 +177,13 @@ def load_corpus(
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     # Not the number of entries: ids may have gaps, and the largest is what a model's embedding must reach.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    path = cache_dir() / f"tokens-{fingerprint[:16]}.npy"
+    path = cache_dir() / f"tokens-{hashlib.sha256(f'{fingerprint} {CUTS}'.encode()).hexdigest()[:16]}.npy"
     if not _is_cached(path, progress):
         _tokenize(files, text, tokenizer, documents, separator_id, path, vocab_size, progress)
     corpus = Corpus(path=path, fingerprint=fingerprint, vocab_size=vocab_size, sha256=cached_sum(path))
     if corpus.sha256 is None:
         raise UserError(f"{path} was changed right after it was written. Set CACHE_DIR to a folder of your own.")
-    if validation_files is None:
+    if not validation_files:
         return corpus
     validation = load_corpus(
         validation_files, tokenizer, documents=documents, separator_id=separator_id, progress=progress

@@ -20,13 +20,11 @@ class Ours:
     """This project's searcher and scheduler, as the engine drives them."""
 
     def __init__(self, space: SearchSpace, seed: int, trials: int = TRIALS) -> None:
-        from search.tune.asha import TokenASHA
         from search.tune.optuna_searcher import SpaceSearcher
 
         space = replace(space, trials=trials, baseline=replace(space.baseline, seed=seed))
         self._searcher = SpaceSearcher(space)
         self.log = self._searcher.log
-        self._scheduler = TokenASHA(self.log)
         self.mark_tokens = space.evaluation_tokens()[:-1]
         self._left = trials
         self._space = space
@@ -42,8 +40,8 @@ class Ours:
         return Proposal(key=handed_out["trial_id"], point={**self._space.baseline_params(), **handed_out["point"]})
 
     def goes_on(self, key: int, mark_tokens: int, loss: float) -> bool:
-        """Ask the scheduler."""
-        goes_on = self._scheduler.goes_on(key, mark_tokens, loss)
+        """Tell the log, which judges."""
+        goes_on = self.log.evaluate(key, mark_tokens, loss)
         if not goes_on:
             self.log.end(key, "stopped", loss)
         return goes_on

@@ -54,41 +54,42 @@ def positive_number(value: Any) -> float | None:
     return float(value) if is_number and 0 < value <= LARGEST_NUMBER else None
 
 
-class OptimizerFacts:
-    """What AdamW's saved state tells; each part is empty where it was not saved or is another optimizer's."""
+def learning_rate_in(saved: Mapping[str, Any]) -> float | None:
+    """Return the rate of an optimizer's saved state, None where it says none."""
+    return next((rate for group in _groups(saved) if (rate := positive_number(group.get("lr")))), None)
 
-    def __init__(self, saved: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
-        groups = [group for group in _listed(saved.get("param_groups")) if isinstance(group, Mapping)]
-        states = saved.get("state")
-        self.learning_rate = next((rate for group in groups if (rate := positive_number(group.get("lr")))), None)
-        self.tensors = 0
-        self.without_gradient: tuple[str, ...] = ()
-        self.nonfinite = False
-        if not isinstance(states, Mapping) or not states:
-            return
-        indices = [index for group in groups for index in _listed(group.get("params")) if isinstance(index, int)]
-        squares: dict[int, torch.Tensor] = {
-            index: square
-            for index in indices
-            if isinstance(state := states.get(index), Mapping)
-            and isinstance(square := state.get("exp_avg_sq"), torch.Tensor)
-        }
-        if not all(is_plain(square) for square in squares.values()):
-            return
-        self.tensors = len(indices)
-        # The optimizer numbers its tensors; the order is the model's own if every shape agrees.
-        named = len(groups) == 1 and len(indices) == len(weights)
-        named &= all(
-            index not in squares or squares[index].shape == tensor.shape
-            for index, tensor in zip(indices, weights.values(), strict=False)
-        )
-        names = list(weights) if named else [f"tensor {index} of the optimizer" for index in indices]
-        self.without_gradient = tuple(
-            name
-            for index, name in zip(indices, names, strict=True)
-            if index not in squares or not bool(squares[index].any())
-        )
-        self.nonfinite = not all(bool(torch.isfinite(square).all()) for square in squares.values())
+
+def gradient_facts(saved: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return CheckpointFacts' fields of AdamW's saved state; none where it was not saved or is another optimizer's."""
+    groups, states = _groups(saved), saved.get("state")
+    if not isinstance(states, Mapping) or not states:
+        return {}
+    indices = [index for group in groups for index in _listed(group.get("params")) if isinstance(index, int)]
+    squares: dict[int, torch.Tensor] = {
+        index: square
+        for index in indices
+        if isinstance(state := states.get(index), Mapping)
+        and isinstance(square := state.get("exp_avg_sq"), torch.Tensor)
+    }
+    if not all(is_plain(square) for square in squares.values()):
+        return {}
+    # The optimizer numbers its tensors; the order is the model's own if every shape agrees.
+    named = len(groups) == 1 and len(indices) == len(weights)
+    named &= all(
+        index not in squares or squares[index].shape == tensor.shape
+        for index, tensor in zip(indices, weights.values(), strict=False)
+    )
+    names = list(weights) if named else [f"tensor {index} of the optimizer" for index in indices]
+    still = [one for one in zip(indices, names, strict=True) if one[0] not in squares or not squares[one[0]].any()]
+    return {
+        "optimizer_tensors": len(indices),
+        "without_gradient": tuple(name for _, name in still),
+        "nonfinite_optimizer": not all(bool(torch.isfinite(square).all()) for square in squares.values()),
+    }
+
+
+def _groups(saved: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [group for group in _listed(saved.get("param_groups")) if isinstance(group, Mapping)]
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,14 @@ Losses = Mapping[int, torch.Tensor]
 """By offset, (N, T) of the same windows."""
 
 
-def checkpoint_profile(
-    checkpoint: Checkpoint,
-    weights: Mapping[str, torch.Tensor],
+def _profile(
     tokens: Tokens | None,
     model_name: str | None,
-    hyperparameters: Mapping[str, Scalar],
     bases: dict[str, Losses],
-    *,
-    is_base: bool = True,
+    is_base: bool,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, torch.Tensor],
+    hyperparameters: Mapping[str, Scalar],
 ) -> Profile:
     """Return the profile of the checkpoint's weights. bases: what was measured of bases so far, added to.
 
@@ -188,20 +188,12 @@ def examine_checkpoints(
         name = model_name or checkpoint.model_name
         # A folder with its tokenizer is its own model's name.
         is_base = name is None or Path(name).expanduser().absolute() not in examined
-        found.append(_examine(checkpoint, before, tokens=tokens, model_name=name, bases=bases, is_base=is_base))
+        found.append(_examine(checkpoint, before, partial(_profile, tokens, name, bases, is_base)))
         before = checkpoint
     return found
 
 
-def _examine(
-    checkpoint: Checkpoint,
-    before: Checkpoint | None,
-    *,
-    tokens: Tokens | None,
-    model_name: str | None,
-    bases: dict[str, Losses],
-    is_base: bool,
-) -> CheckpointFacts:
+def _examine(checkpoint: Checkpoint, before: Checkpoint | None, profile_of: Callable[..., Profile]) -> CheckpointFacts:
     exam_weights.check_weights(f"checkpoint {checkpoint.path}", checkpoint.weights)
     weights = exam_weights.trained_weights(checkpoint.weights)
     hyperparameters = {
@@ -209,10 +201,9 @@ def _examine(
         for name, value in settings_in(checkpoint.payload).items()
         if value is not None and not (isinstance(value, int) and abs(value) > LARGEST_SHOWN)
     }
-    state = exam_weights.OptimizerFacts(optimizer_in(checkpoint.payload), weights)
-    learning_rate = state.learning_rate or exam_weights.positive_number(hyperparameters.get("learning_rate"))
+    optimizer, recorded = optimizer_in(checkpoint.payload), hyperparameters.get("learning_rate")
+    learning_rate = exam_weights.learning_rate_in(optimizer) or exam_weights.positive_number(recorded)
     embedding = next((one for name, one in weights.items() if name.endswith("wte.weight") and one.dim() == 2), None)
-    profile = checkpoint_profile(checkpoint, weights, tokens, model_name, hyperparameters, bases, is_base=is_base)
     shared = _comparable(before, weights, checkpoint.optimizer_steps)
     return CheckpointFacts(
         name=checkpoint.path.name,
@@ -225,13 +216,11 @@ def _examine(
         nonfinite_tensors=tuple(name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())),
         learning_rate=learning_rate,
         hyperparameters=hyperparameters,
-        optimizer_tensors=state.tensors,
-        without_gradient=state.without_gradient,
-        nonfinite_optimizer=state.nonfinite,
         zero_adapters=tuple(
             name for name, tensor in weights.items() if "lora_b" in name.lower() and not bool(tensor.any())
         ),
-        **vars(profile),
+        **exam_weights.gradient_facts(optimizer, weights),
+        **vars(profile_of(checkpoint, weights, hyperparameters)),
         compared_with=before.path.name if before and shared else "",
         unchanged_tensors=tuple(name for name, (old, new) in shared.items() if torch.equal(old, new)),
         compared_tensors=len(shared),
