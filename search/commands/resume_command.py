@@ -19,7 +19,13 @@ from search.setup.plan import baseline_configs, plan_study
 from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen, with_inputs_of
 from search.setup.run_plan import ray_ahead
-from search.setup.settings import confirm_at_end, differences, planned_space, space_file_differences
+from search.setup.settings import (
+    DIFFERENCES_SHOWN,
+    confirm_at_end,
+    differences,
+    planned_space,
+    space_file_differences,
+)
 from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import going_on, has_more
 from search.trackers.trackers import with_tensorboard_of
@@ -68,7 +74,7 @@ def _check_same(
     found = differences(document, settings, options, warm_start=learned.source if learned else None)
     if found:
         raise UserError(
-            f"study {study.name} was planned with other settings: {first_of(found, most=6)}. Unset "
+            f"study {study.name} was planned with other settings: {first_of(found, DIFFERENCES_SHOWN)}. Unset "
             f"{'it' if len(found) == 1 else 'them'} to go on with the study as it is, or search again under another "
             "STUDY= name."
         )

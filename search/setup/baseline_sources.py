@@ -5,6 +5,7 @@ say what was read, ignored and missing: a comparison with a baseline that is not
 """
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ from trainable.errors import UserError, as_user_error, did_you_mean, first_of
 from trainable.model.model_names import RECORD
 from trainable.regular_files import file_type, json_object, read_regular
 
+BLANKS = re.compile(r"^(\s*(?:(?:export|set)\s+)?\w+)\s*=\s*(?!\w+=)")
+"""Around the sign, where python-dotenv takes them and a shell does not."""
 LR_SCHEDULES_OF_TRAINER: Mapping[str, str] = {
     "linear": "linear",
     "cosine": "warmup_cosine",
@@ -154,7 +157,7 @@ def _assignments(where: str, line: str) -> list[tuple[str, str]]:
     if len(line) > LONGEST_LINE:
         raise UserError(f"{where} is not NAME=value: it has {len(line):,} characters.")
     try:
-        words = shlex.split(line, comments=True)
+        words = shlex.split(BLANKS.sub(r"\1=", line), comments=True)
     except ValueError as error:
         raise UserError(f"{where} is not NAME=value: {error}.") from None
     words = words[1:] if words[:1] in (["export"], ["set"]) else words

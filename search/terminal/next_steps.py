@@ -22,6 +22,7 @@ from results.words import amount_words, list_words
 from search.terminal.console import Terminal, print_line
 from spaces.budget import budget_of
 from spaces.read.space_files import SPACES_DIRECTORY
+from trainable.checkpoint.checkpoint_path import saved_steps
 from trainable.config import BEFORE, HYPERPARAMETERS, config_from, variable_of
 from trainable.data.remote_files import below, local_folder
 from trainable.errors import NothingToDoError, UserError
@@ -121,8 +122,9 @@ def last_checkpoint(study: Study, trial_id: int) -> Path | None:
     places = [study.path, *([local_folder(below(stored, study.name))] if stored else [])]
     folders = (Study(place).checkpoint_dir(trial_id) for place in places if place)
     # Not by glob(), to which a folder that cannot be reached is an empty one.
-    found = (path for folder in folders if file_type(folder) for path in folder.iterdir() if path.match("step_*.pt"))
-    return max(found, key=lambda path: path.name, default=None)
+    paths = [path for folder in folders if file_type(folder) for path in folder.iterdir()]
+    found = {step: path for path in paths for step in saved_steps([path.name])}
+    return found[max(found)] if found else None
 
 
 def train_again(study: Study, folder: Path) -> str:

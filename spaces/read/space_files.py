@@ -7,7 +7,7 @@ from stat import S_IFREG
 from typing import Any
 
 from spaces.read.toml_table import shown
-from trainable.errors import UserError, did_you_mean, reason
+from trainable.errors import UserError, as_user_error, did_you_mean
 from trainable.regular_files import file_type
 
 SPACES_DIRECTORY = Path(__file__).resolve().parents[1]
@@ -27,11 +27,9 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.toml")
 def list_spaces(directory: Path | None = None) -> list[Path]:
     """Return the space files of a folder, by default spaces/, sorted by name. Raises UserError for no such folder."""
     directory = directory or SPACES_DIRECTORY
-    try:
+    with as_user_error(OSError, f"cannot read the space files in {shown_path(directory)}/"):
         found = sorted(path for path in directory.iterdir() if path.suffix == ".toml" and path.is_file())
         return [path for path in found if path.name != "pyproject.toml"]  # a Python project's own
-    except OSError as error:
-        raise UserError(f"cannot read the space files in {shown_path(directory)}/: {reason(error)}.") from None
 
 
 def find_space_file(name_or_path: str) -> Path:
@@ -49,12 +47,10 @@ def find_space_file(name_or_path: str) -> Path:
 
 def _existing(path_text: str) -> Path:
     path = Path(path_text)
-    try:
+    with as_user_error((OSError, ValueError, RuntimeError), f"{shown(path_text)} cannot be opened"):
         path = path.expanduser()
         kind = file_type(path)
         beside = [str(other) for other in list_spaces(path.parent)] if path.parent.is_dir() else []
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{shown(path_text)} cannot be opened: {reason(error)}.") from None
     if kind == S_IFREG:
         return _named(path)
     if kind is not None:
@@ -76,11 +72,8 @@ def _named(path: Path) -> Path:
 def read_space_text(path: Path) -> str:
     """Return the text of a space file. Raises UserError naming the file, and the line where there is one."""
     where = shown_path(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {reason(error)}.") from None
+    with as_user_error(OSError, f"{where} cannot be read"), path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise UserError(f"{where} is larger than {MAX_FILE_BYTES} bytes: it is not a space file.")
     try:

@@ -64,6 +64,11 @@ def test_an_env_file_is_read_as_a_shell_would(env: Callable[[str], str]) -> None
     assert "also says GPT2_MODEL_NAME, CUDA_VISIBLE_DEVICES (not known), DATA (not known)" in left
 
 
+@pytest.mark.parametrize("text", ["BATCH_SIZE = 8", "export BATCH_SIZE= 8  # small", "WEIGHT_DECAY= BATCH_SIZE=8"])
+def test_an_env_file_may_have_blanks_around_the_sign(env: Callable[[str], str], text: str) -> None:
+    assert read_baseline(env(text)).config == replace(DOCUMENTED, batch_size=8)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

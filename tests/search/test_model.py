@@ -99,6 +99,10 @@ def test_train_goes_on_from_the_winners_checkpoint(
     shutil.move(copy.checkpoint_dir(1), stored)
     assert with_winner_of(read_options(["STUDY=two", *words])).checkpoint_path == stored / checkpoint.name
     shutil.move(stored, copy.checkpoint_dir(1))
+    later = copy.checkpoint_dir(1) / "step_100000000.pt"
+    later.touch()
+    assert last_checkpoint(copy, 1) == later
+    later.unlink()
     for words, message in (
         (["RESUME_STEPS=4", "BUDGET_TOKENS=1M"], "BUDGET_TOKENS and RESUME_STEPS set the length of the same run"),
         (["RESUME_LR=hold"], "STUDY=two: no checkpoint of its winner was kept to go on from. Unset RESUME_STEPS and"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainable.checkpoint.checkpoint_path import check_checkpoint_path, check_links
-from trainable.errors import UserError, reason
+from trainable.errors import UserError, as_user_error
 from trainable.model.hub_models import check_hub_name, hub_folder
 from trainable.regular_files import MAX_FILE_BYTES, cannot_make, file_type, json_object, whole_path
 
@@ -83,11 +83,9 @@ def check_model_target(folder: Path, same: Mapping[str, Any] | None = None) -> N
 
     same: what its record says if it is that.
     """
-    try:
+    with as_user_error(OSError, f"{folder} cannot be written", "Name another folder."):
         is_new = file_type(folder) is None or (folder.is_dir() and not any(folder.iterdir()))
         refused = cannot_make(folder) if is_new else None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {reason(error)}. Name another folder.") from None
     if refused is not None:
         raise UserError(f"{folder} cannot be written: {refused[0]} {refused[1]}. Name another folder.")
     record = json_object(folder / RECORD)
@@ -99,11 +97,10 @@ def check_model_name(name: str) -> None:
     """Raise UserError when `name` is no preset, no model folder, and no model of the hub or its local cache."""
     if name in PRESETS:
         return
-    try:
+    what = f"GPT2_MODEL_NAME={name} cannot be used"
+    with as_user_error((OSError, RuntimeError, ValueError), what, "Name a preset or a folder."):
         path = SHIPPED.get(name) or Path(name).expanduser()
         exists = file_type(path) is not None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"GPT2_MODEL_NAME={name} cannot be used: {reason(error)}. Name a preset or a folder.") from None
     if exists or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         _check_folder(name, path)
     else:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from trainable.data.corpus import text_fingerprint
-from trainable.errors import UserError, reason
+from trainable.errors import UserError, as_user_error
 from trainable.regular_files import whole_file
 from trainable.text_audit.audit_values import KINDS, AuditReport, CleanPlan, Hit, Spans, hit_spans, removed_spans
 from trainable.text_audit.debris import repair
@@ -109,13 +109,10 @@ def write_clean(files: list[Path], report: AuditReport, out: Path) -> CleanSumma
     check_clean(files, out)
     if text_fingerprint(files) != report.text_fingerprint:
         raise UserError(f"{files[0]} has changed since it was audited. Run the audit again.")
-    try:
-        with whole_file(out) as file:
-            for index, path in enumerate(files):
-                _copy_clean(path, report.plan, index, file)
-            size = file.tell()
-    except OSError as error:
-        raise UserError(f"CLEAN={out} cannot be written: {reason(error)}.") from None
+    with as_user_error(OSError, f"CLEAN={out} cannot be written"), whole_file(out) as file:
+        for index, path in enumerate(files):
+            _copy_clean(path, report.plan, index, file)
+        size = file.tell()
     return CleanSummary(
         out=out,
         source_bytes=report.bytes,
