@@ -151,6 +151,7 @@ def report_of_study(study: Study) -> Report:
         about=f"study of {count_words(len(trials), 'trial')}: {counts or 'none has started'}",
         findings=tuple(findings),
         notes=("the picture shows the baseline",) if trace else (),
+        missing=None if trials else "no trial has started",
         trace=trace,
     )
 

@@ -260,7 +260,9 @@ def test_what_broke_without_a_verdict_is_found_in_the_study_and_in_the_trial(
 
 def test_an_empty_study_and_torn_steps(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:
     assert diagnose_study(study) == []
-    assert report_of_study(study).about == "study of 0 trials: none has started"
+    report = report_of_study(study)
+    assert report.about == "study of 0 trials: none has started"
+    assert report.headline == f"Nothing wrong found in what study {study.name} holds; no trial has started."
     fill(study, make_trial, [1e-3, 2e-3], unstable=set())
     study.steps_path(1).write_bytes(b"torn")
     assert diagnose_study(study) == []
