@@ -256,7 +256,7 @@ def test_diagnose_looks_at_the_study_that_is_named(
     for name in ("asked", "latest-made"):
         create_study(name, sound_document(name))
     looked = run_here("diagnose", "STUDY=asked")
-    assert "found in study asked" in looked.stdout
+    assert "found in what study asked holds" in looked.stdout
 
 
 def test_an_audit_where_no_picture_can_be_written_prints_what_it_found(run_here: Any, tmp_path: Path) -> None:
