@@ -38,7 +38,7 @@ SPENT = {"tokens_seen", "optimizer_steps"}
 """With several slots a verdict may come late: what a stopped trial trained beyond its rung is cost and not result."""
 
 
-QUICK_SPACE = SPACE.replace("trials = 6", "trials = 3").replace("tokens = 40_000", "tokens = 20_000")
+QUICK_SPACE = SPACE.replace("trials = 6", "trials = 2").replace("tokens = 40_000", "tokens = 20_000")
 
 
 class Place:
