@@ -506,6 +506,8 @@ def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
         ("train nll 3.2 val nll: 3.4", 3.2, 3.4),
         ("nll_loss=2.9, loss=3.2", 3.2, None),
         ("train/val loss 3.2/3.4", 3.2, 3.4),
+        ("Training/Validation Loss: 3.2 / 3.4", 3.2, 3.4),
+        ("Loss Train: 3.2, Val: 3.4", 3.2, 3.4),
         ("olmo.train:934 CrossEntropyLoss=3.2", 3.2, None),
         ("loss 3.2 saved as weights-10-val_loss-3.4.h5", 3.2, None),
     ],
