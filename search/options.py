@@ -66,6 +66,11 @@ SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 GCS_PATIENCE_S = 60
 LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
 """The variables that set how long a run is: one of them at most."""
+OF_PATHS = {
+    *("BASELINE", "CHECKPOINT_PATH", "CLEAN", "GPT2_MODEL_NAME", "OUT", "SAVE_MODEL", "SPACE", "STORAGE"),
+    *("STUDIES_DIR", "TARGET", "TRAINING_DATA_SOURCE", "VALIDATION_DATA_SOURCE"),
+}
+"""Variables that take a file or a folder."""
 
 
 def _tokens(value: Any) -> Any:
@@ -459,7 +464,7 @@ def with_place(message: str, typed_now: Collection[str]) -> str:
     from results.export import make_words
 
     called_from = os.environ.get("MAKE_CALLED_FROM")
-    for name in sorted(typed_now) if called_from else ():
+    for name in sorted(OF_PATHS.intersection(typed_now)) if called_from else ():
         text = os.environ.get(name, "")
         there = f"{called_from}/{text}"
         if text and text in message and os.path.lexists(there) and not os.path.lexists(text):

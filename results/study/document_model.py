@@ -129,6 +129,7 @@ _FAULTS = {
     "is_instance_of": "it must be a text",
     "model_type": "it must be a table",
     "dict_type": "it must be a table",
+    "extra_forbidden": "it is not known",
 }
 
 
@@ -207,5 +208,6 @@ def document_fault(document: dict[str, Any]) -> str | None:
         error = refused.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, error["loc"]))
         # pydantic speaks of instances and of our classes, but a person sees a file of texts, numbers and tables.
-        return f"{where}: {shorten(_FAULTS.get(error['type'], error['msg']), 120, placeholder=' ...')}"
+        what = _FAULTS.get(error["type"], error["msg"].removeprefix("Value error, "))
+        return f"{where}: {shorten(what, 120, placeholder=' ...')}"
     return None

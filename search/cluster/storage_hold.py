@@ -81,16 +81,15 @@ def _check_mark(study: Study, storage: str, files: Any, root: str) -> None:
     mark = _document(files, f"{root}/{MARK}")
     if mark is None or mark == this_process():
         return
-    if mark.get("host") == socket.gethostname():
-        pid, age_s = mark.get("pid"), 0
-        held = isinstance(pid, int) and _is_alive(pid)
-    else:
-        age_s = _age_s(files, f"{root}/{MARK}", storage)
-        held = age_s < ALIVE_S
-    if held:
+    pid = mark.get("pid")
+    if mark.get("host") == socket.gethostname() and not (isinstance(pid, int) and _is_alive(pid)):
+        return
+    # Here too: of a driver that was killed another process may have the number now.
+    age_s = _age_s(files, f"{root}/{MARK}", storage)
+    if age_s < ALIVE_S:
         raise UserError(
-            f"study {study.name} is held by process {mark.get('pid')} on {mark.get('host')}, which wrote to STORAGE "
-            f"{age_s} s ago. Stop it; one that is lost is forgotten after {ALIVE_S} s."
+            f"study {study.name} is held by process {pid} on {mark.get('host')}, which wrote to STORAGE {age_s} s ago. "
+            f"Stop it; one that is lost is forgotten after {ALIVE_S} s."
         )
 
 
@@ -169,7 +168,8 @@ class TableMirror:
         # Over the study itself an older table would be put in place of a newer one.
         copied = () if lies_in(self.study, self.storage) else MIRRORED
         # A pattern finds nothing where the folder cannot be reached, too.
-        found = sorted(path for folder in (self.study.path, self.study.path / "steps") for path in folder.iterdir())
+        found = sorted(self.study.path.iterdir())
+        found += [path for folder in found if folder.name == "steps" for path in sorted(folder.iterdir())]
         # Read in the opposite order of writing, so that each table is at least as new as those that refer to it.
         for pattern in reversed(copied):
             for path in (path for path in found if path.match(pattern)):

@@ -277,7 +277,9 @@ def largest_configs(space: SearchSpace) -> list[TrialConfig]:
     # Gradients and moments of every weight, activations in full precision, and adapters of every layer.
     most = {"use_lora": lambda value: not value, "precision": "fp32".__eq__, "lora_targets": _layers}
     domains = {name: domain for name in most if (domain := space.domain(name)) is not None}
-    searched = {name: max(domain.examples(), key=most[name]) for name, domain in domains.items()}
+    # Of several that are the most, the baseline's own.
+    values = {name: (getattr(space.baseline, name), *domain.examples()) for name, domain in domains.items()}
+    searched = {name: max(known, key=most[name]) for name, known in values.items()}
     # Dropout's masks are memory too, on a CPU the attention's weights, and the gradients that a micro-batch adds to.
     sizes = ("batch_size", "block_size", "lora_rank", "dropout", "grad_accum_steps")
     return [

@@ -243,10 +243,10 @@ def test_a_study_of_a_clock_that_was_years_ahead_is_not_the_latest_for_ever(
 @pytest.mark.parametrize(
     ("table", "changes", "fault"),
     [
-        ("evaluation", {"milestones_tokens": []}, "evaluation: Value error, milestones_tokens is missing"),
+        ("evaluation", {"milestones_tokens": []}, "evaluation: milestones_tokens is missing"),
         ("space", {"toml": None}, "space.toml: it must be a text"),
         ("start", {"val_loss": 7.0}, "start.train_loss: it is missing"),
-        ("settings", {"x": 1}, "settings.x: Extra inputs are not permitted"),
+        ("settings", {"x": 1}, "settings.x: it is not known"),
         ("settings", {"compare": "x"}, "settings.compare: Input should be 'before' or 'documented'"),
     ],
 )

@@ -315,13 +315,14 @@ def test_of_a_long_log_an_even_part_is_kept_and_every_evaluation(log: Path, monk
             if step % 100 == 0:
                 file.write(f"step {step}: train loss 3.5000, val loss 3.6000\n")
             else:
-                loss = "nan" if step == 7777 else "3.5000"
+                loss = {7777: "nan", 8888: "Infinity"}.get(step, "3.5000")
                 file.write(f"iter {step}: loss {loss}, time 20.00ms\n")
     trace = read_training_log(log)
     assert 1000 < len(trace.steps) < 4000
     assert trace.notes == ("a long log: of lines without a validation loss about one in 8 was read",)
     assert trace.series("val_loss")[0] == list(range(0, count, 100))
     assert math.isnan(at(trace, 7777)["train_loss"] or 0)
+    assert at(trace, 8888)["train_loss"] == math.inf
     thirds = [sum(third * count // 3 <= step < (third + 1) * count // 3 for step in trace.steps) for third in range(3)]
     assert max(thirds) < 1.1 * min(thirds)
 
@@ -505,6 +506,8 @@ def test_a_perplexity_with_a_comma_is_of_thousands_where_its_line_says_so(
         ("train nll 3.2 val nll: 3.4", 3.2, 3.4),
         ("nll_loss=2.9, loss=3.2", 3.2, None),
         ("train/val loss 3.2/3.4", 3.2, 3.4),
+        ("Training/Validation Loss: 3.2 / 3.4", 3.2, 3.4),
+        ("Loss Train: 3.2, Val: 3.4", 3.2, 3.4),
         ("olmo.train:934 CrossEntropyLoss=3.2", 3.2, None),
         ("loss 3.2 saved as weights-10-val_loss-3.4.h5", 3.2, None),
     ],
@@ -542,6 +545,9 @@ def test_the_lines_of_processes_that_are_not_in_step_are_one_run(log: Path) -> N
     assert any("several processes" in note for note in trace.notes)
     epochs = "".join(f"epoch {epoch} step {step} loss 3.{step} | ok\n" for epoch in range(9) for step in (1, 2, 3))
     assert len(read(log, epochs).steps) == 27
+    # Printed every 100 steps and at the epoch's end.
+    epochs = "".join(f"epoch {n} step {step}/150 loss 3.{step} | ok\n" for n in range(12) for step in (100, 150))
+    assert len(read(log, epochs).steps) == 24
 
 
 @pytest.mark.parametrize("form", ["state", "list"])

@@ -225,6 +225,9 @@ def test_the_largest_configuration_trains_every_weight_in_full_precision_where_a
     assert largest.grad_accum_steps == 2
     [pinned] = largest_configs(with_overrides(load_space(str(path)), Settings(pins={"precision": "bf16"})))
     assert pinned.precision == "bf16"
+    path.write_text(path.read_text().replace('["bf16", "fp32"]', '["fp16", "bf16"]'))
+    [half] = largest_configs(load_space(str(path)))
+    assert half.precision == "bf16"
 
 
 def test_the_largest_configuration_has_adapters_of_every_layer_where_a_trial_may(

@@ -158,9 +158,10 @@ def test_one_driver_at_a_time_writes_a_study_into_the_storage(tmp_path: Path) ->
     (storage / "one" / MARK).write_text("[7]")  # of no driver of ours
     check_unheld(study, str(storage))
     long_ago = time.time() - ALIVE_S - 1
-    claimed(study, storage, host="elsewhere", pid=7)
-    os.utime(storage / "one" / MARK, (long_ago, long_ago))
-    check_unheld(study, str(storage))
+    for mark in ({"host": "elsewhere", "pid": 7}, {"host": here, "pid": os.getppid()}):
+        claimed(study, storage, **mark)
+        os.utime(storage / "one" / MARK, (long_ago, long_ago))
+        check_unheld(study, str(storage))
     assert sorted(path.name for path in storage.iterdir()) == ["one"]
 
 
@@ -302,6 +303,14 @@ def test_the_mark_of_whoever_has_gone_on_with_a_study_is_left(tmp_path: Path) ->
     assert not (storage / "one" / "study.json").exists()
     [line] = said
     assert "is behind, the study itself is up to date: study one is held by process 7 on elsewhere" in line
+
+
+def test_a_study_without_steps_is_copied(tmp_path: Path) -> None:
+    study, said = small_study(tmp_path), list[str]()
+    study.steps_path(3).unlink()
+    study.steps_path(3).parent.rmdir()
+    TableMirror(study, str(tmp_path / "storage"), said.append).close()
+    assert (said, names_below(str(tmp_path / "storage"), "")) == ([], ["one/study.json"])
 
 
 def test_a_study_that_cannot_be_reached_is_told_and_not_taken_for_an_empty_one(tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ def test_a_folder_without_weights_says_what_it_holds(make_model: MakeModel, tmp_
     for step in (5, 40, 100):
         (out / f"checkpoint-{step}").mkdir(parents=True)
     assert f"holds several checkpoints. Name one of them, such as {out / 'checkpoint-100'}." in refusal(out)
+    for name in ("step_500.pt", "step_00000900.pt", "step_1500.pt"):
+        (tmp_path / "empty" / name).touch()
+    assert f"Name one of them, such as {tmp_path / 'empty' / 'step_1500.pt'}." in refusal(tmp_path / "empty")
     ours = tmp_path / "ours"
     ours.mkdir()
     for step in (5, 40):

@@ -89,9 +89,10 @@ def weight_files(folder: Path, *, before: str = "checkpoint ") -> list[Path]:
             return _shards(folder / (name + INDEX_SUFFIX), where)
     inside = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     steps = checkpoint_folders(folder)
-    ours = saved_steps(inside)
-    if steps or ours:
-        newest = steps[-1] if steps else folder / checkpoint_name(ours[-1])
+    # Another program may write a step without zeros before it.
+    named = {int(match[1]): match[0] for name in inside if (match := re.fullmatch(r"step_(\d+)\.pt", name))}
+    if steps or named:
+        newest = steps[-1] if steps else folder / named[max(named)]
         raise UserError(f"{where} holds several checkpoints. Name one of them, such as {newest}.")
     held = first_of(inside, SHOWN) or "nothing"
     raise UserError(f"{where} has none of {', '.join(WEIGHTS)}; it holds {held}. Name {KINDS[before]}.")

@@ -307,11 +307,11 @@ def _read_losses(row: LogRow, line: bytes) -> None:
         row.step = _step(terse[1])
         _set(row, "train_loss" if terse[2].lower() in (b"train", b"trl") else "val_loss", terse, 3, line)
         return
-    if b"val" in line and (both := _BOTH.search(line)):
-        _set(row, "train_loss", both, 1, line)
-        _set(row, "val_loss", both, 2, line)
     unnamed = None
     is_named = _IS_NAMED.search(line)
+    if is_named and (both := _BOTH.search(line)):
+        _set(row, "train_loss", both, 1, line)
+        _set(row, "val_loss", both, 2, line)
     losses = _LOSS.finditer(line) if is_named else ()
     # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
     for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):

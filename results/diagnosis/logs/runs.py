@@ -152,7 +152,8 @@ def are_mixed(rows: Sequence[LogRow]) -> bool:
     backs = [step_of(b) for a, b in pairwise(rows) if a.run == b.run and step_of(b) < step_of(a)]
     if len(backs) < max(MIXED_BACKS, len(rows) / 5):
         return False
-    return sum(a <= b for a, b in pairwise(backs)) > 0.6 * len(backs) and 2 * backs[-1] > step_of(rows[-1])
+    moves_on = 2 * (backs[-1] - backs[0]) > step_of(rows[-1]) - step_of(rows[0])
+    return moves_on and sum(a <= b for a, b in pairwise(backs)) > 0.6 * len(backs)
 
 
 def runs_of(rows: list[LogRow]) -> list[list[list[LogRow]]]:
