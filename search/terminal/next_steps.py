@@ -119,7 +119,8 @@ def last_checkpoint(study: Study, trial_id: int) -> Path | None:
     Raises OSError.
     """
     stored = study.document().get("storage")
-    places = [study.path, *([local_folder(below(stored, study.name))] if stored else [])]
+    # Of two of the same step the study's own is taken.
+    places = [*([local_folder(below(stored, study.name))] if stored else []), study.path]
     folders = (Study(place).checkpoint_dir(trial_id) for place in places if place)
     # Not by glob(), to which a folder that cannot be reached is an empty one.
     paths = [path for folder in folders if file_type(folder) for path in folder.iterdir()]
