@@ -90,8 +90,8 @@ CHEAP = [
     ("run USE_LR_WARMUP=maybe", "USE_LR_WARMUP='maybe' must be True or False."),
     ("run USE_LR_WARMUP=True LR_SCHEDULE=constant", "USE_LR_WARMUP=True contradicts LR_SCHEDULE=constant"),
     (
-        "run STUDY=../elsewhere",
-        "STUDY='../elsewhere' cannot name a study: it is a path. Write its name alone, STUDY=else",
+        "run STUDY=../nowhere-at-all",
+        "STUDY='../nowhere-at-all' cannot name a study: it is a path. Write its name alone, STUDY=nowhere-at-all",
     ),
     ("run LR=3e-4", "there is no variable 'LR'. Did you mean 'LEARNING_RATE'?"),
     ("run STUDY=latest", "STUDY=latest means the study that was made last"),
