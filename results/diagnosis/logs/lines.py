@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from operator import attrgetter
 
 # 3,2145,2 is a list: none of its parts is taken for the number.
 _INT = rb"\d{1,3}(?:,\d{3})+(?!,?\d)|\d++(?!,\d)"
@@ -158,6 +159,7 @@ OTHER_WORDS = frozenset(
     b" expected patience delta improved".split()
 )
 LOSS_NAMES = ("train_loss", "val_loss", "train_perplexity", "val_perplexity", "train_bits", "val_bits")
+_losses_of = attrgetter(*LOSS_NAMES)
 _SECONDS = {b"ms": 0.001, b"s": 1.0, b"sec": 1.0, b"m": 60.0, b"min": 60.0, b"h": 3600.0}
 
 
@@ -203,15 +205,7 @@ class LogRow:
     @property
     def has_loss(self) -> bool:
         """Whether a loss is there, or the perplexity or bits that it is computed from."""
-        losses = (
-            self.train_loss,
-            self.val_loss,
-            self.train_perplexity,
-            self.val_perplexity,
-            self.train_bits,
-            self.val_bits,
-        )
-        return losses != (None,) * 6
+        return _losses_of(self) != (None,) * len(LOSS_NAMES)
 
     @property
     def says_something(self) -> bool:
