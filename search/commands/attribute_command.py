@@ -111,9 +111,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     if left:
         ends = f"{question.before_name} to {question.after_name}"
         lines = [
-            f"study {study.name}: which of {count_words(len(question.settings), 'change')} from {ends} did it, "
-            f"{count_words(len(question.configs), 'combination')} on "
-            f"{count_words(len(runs) // len(question.configs), 'seed')} each",
+            f"study {study.name}: {count_words(len(question.settings), 'change')} from {ends}, in "
+            f"{count_words(len(question.configs), 'combination')}, each on "
+            f"{count_words(len(runs) // len(question.configs), 'seed')}",
             cost_words(plan, left),
         ]
         code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)

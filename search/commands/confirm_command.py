@@ -131,9 +131,9 @@ def _run(
     # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
-    candidates = list_words([f"trial {trial_id}" for trial_id in attempt.candidates])
+    confirmed = list_words([*(f"trial {trial_id}" for trial_id in attempt.candidates), "the baseline"])
     seeds = count_words(len(attempt.seeds), "fresh seed")
-    lines = [f"study {study.name}: {candidates} and the baseline again, each on {seeds}", cost_words(plan, left)]
+    lines = [f"study {study.name}: {confirmed} again, each on {seeds}", cost_words(plan, left)]
     return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
 
 

@@ -371,6 +371,20 @@ def test_the_proof_is_of_as_many_trials_as_have_completed(searched: Study, make_
     assert next_steps(searched)[0].purpose == "prove it: train it and the baseline again on fresh seeds"
 
 
+@pytest.mark.parametrize(("changes", "is_asked"), [({}, False), ({"batch_size": 8, "grad_accum_steps": 2}, True)])
+def test_which_of_the_settings_did_it_is_not_asked_of_a_single_one(
+    searched: Study, make_trial: MakeTrial, changes: dict[str, Any], is_asked: bool
+) -> None:
+    """Six runs named the only setting that was changed; where none was, the printed step was refused."""
+    document = {**searched.document(), "trials_planned": 2}
+    for single in ({"learning_rate": 3e-4}, {"seed": 1}):
+        rows = [make_trial(0, val_loss=5.0), make_trial(1, val_loss=4.5, **single, **changes)]
+        write_table(searched.trials_path, rows, TRIALS)
+        searched.study_json.write_text(json.dumps(document))
+        asked = any("make attribute" in step.command for step in next_steps(searched))
+        assert asked is (is_asked and "seed" not in single)
+
+
 def test_what_is_proven_to_have_cost_the_winner_something_can_be_trained_without(
     searched: Study, make_trial: MakeTrial
 ) -> None:
