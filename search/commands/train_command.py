@@ -161,9 +161,11 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         *plan.loaded.text_lines,
         f"{config_words(asdict(config))}, {count_words(config.training_steps, 'step')}, seed {config.seed}",
     ]
+    # A command of FORMAT=cli names them all.
+    typed = plan.options.typed if "EXPORTED_FROM" not in plan.options.typed else ()
     for setting, names in ((f"LR_SCHEDULE={config.lr_schedule}", THE_RATE), ("USE_LORA=False", OF_ADAPTERS)):
         unread = [variable_of(name) for name in names if not config.reads(name)]
-        if unread := [name for name in unread if name in plan.options.typed]:
+        if unread := [name for name in unread if name in typed]:
             lines.append(f"note: {setting} does not read {list_words(unread)}")
     if plan.options.resume_steps is not None and "TRAINING_STEPS" in plan.options.typed:
         lines.append("note: RESUME_STEPS sets the run's length; TRAINING_STEPS is not read")
