@@ -123,7 +123,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
-        terminal.say(f"{count_words(failed, 'run')} failed; {again} runs them again")
+        terminal.say(f"{count_words(failed, 'run')} failed; to run again: {again}")
     found = attribute(
         attribution_losses(runs, trials),
         question.settings,

@@ -89,7 +89,7 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
         write_attempts(study, (*earlier, attempt))
         failed = len(runs_left(planned_runs(attempt, trials), trials)) if code is None else 0
         if failed:
-            terminal.say(f"{count_words(failed, 'run')} failed; make confirm STUDY={study.name} runs them again")
+            terminal.say(f"{count_words(failed, 'run')} failed; to run again: make confirm STUDY={study.name}")
     return code or (1 if failed else 0)
 
 

@@ -134,7 +134,9 @@ def train_again(study: Study, folder: Path) -> str:
 
 
 def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, Any], winner: Winner) -> list[Step]:
-    diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
+    diagnose = Step(
+        command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run, if anything"
+    )
     if winner.worse_than_start:
         return [diagnose]
     if row["status"] == "completed":
