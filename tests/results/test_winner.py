@@ -489,6 +489,14 @@ def test_a_search_without_a_winner_is_refused_with_its_next_step(
         run(*words)
 
 
+def test_a_run_of_train_without_an_end_is_refused_with_its_next_step(searched: Study, make_trial: MakeTrial) -> None:
+    """Of one that was unstable `make train CHECKPOINT_PATH=...` was printed, which cannot be typed."""
+    write_table(searched.trials_path, [make_trial(0, "unstable", purpose="train")], TRIALS)
+    searched.study_json.write_text(json.dumps({**searched.document(), "kind": "train", "trials_planned": 1}))
+    with pytest.raises(UserError, match=r"s is of kind train\. Find what is wrong .*: make diagnose TARGET=s/0$"):
+        run("resume", "STUDY=s")
+
+
 def test_a_proof_of_a_trial_that_is_gone_names_its_study(searched: Study) -> None:
     add_attempt(searched, {0: BASELINE, 1: LUCKY})
     searched.trials_path.unlink()
