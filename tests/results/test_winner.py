@@ -239,6 +239,7 @@ def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     assert winner.search_difference == -0.5
     assert headline(winner) == "Trial 1 is better than the baseline by 0.2000 nats/token"
     assert evidence_words(winner).startswith("better than the baseline on 5 fresh seeds; interval -0.20")
+    assert verdict_lines(winner)[-1].startswith("0.5000 nats/token lower in the search, on the same held-out tokens")
     assert notes(winner) == []
 
 
