@@ -83,7 +83,7 @@ def test_diagnose_finds_nothing_wrong_with_the_folder(run_here: Any, study: Stud
 
 
 def test_train_goes_on_from_the_winners_checkpoint(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search from a checkpoint sets WEIGHTS_ONLY, which starts at step 0, and each one the rate that hold keeps."""
     monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
@@ -93,7 +93,7 @@ def test_train_goes_on_from_the_winners_checkpoint(
     for words in (["RESUME_STEPS=4"], ["RESUME_STEPS=4", "RESUME_LR=hold"]):
         options = with_winner_of(read_options(["STUDY=two", *words]))
         assert (options.checkpoint_path, options.weights_only, options.hyperparameters) == (checkpoint, False, {})
-        assert options.texts["GPT2_MODEL_NAME"] == "tiny-scratch"
+        assert options.texts["GPT2_MODEL_NAME"] == str(narrow)
     stored = tmp_path / "store" / "two" / "checkpoints" / "1"
     copy.study_json.write_text(json.dumps({**copy.document(), "storage": str(tmp_path / "store")}))
     shutil.move(copy.checkpoint_dir(1), stored)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -47,14 +48,26 @@ TINY = {
 Train = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences over 2,000 made-up words, some far more frequent than others: a dozen steps lower the loss on them."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnoprstuvw", k=draw.randint(2, 9))) for _ in range(2000)]
+    weights = [1 / (rank + 5) for rank in range(len(words))]
+    lines = [" ".join(draw.choices(words, weights, k=draw.randint(6, 14))) + ".\n" for _ in range(6500)]
+    path = tmp_path_factory.mktemp("text") / "made-up.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def train_one(
-    text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made_up: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, Any]]:
     """Return a function that runs `train --json` and returns its document, the exit code and the log in it."""
     # Its checks have tests of their own and take longer than these runs.
     monkeypatch.setattr("search.commands.train_command.check_preflight", lambda *args: None)
-    monkeypatch.setenv("TRAINING_DATA_SOURCE", str(text_file))
+    monkeypatch.setenv("TRAINING_DATA_SOURCE", str(made_up))
 
     def run(**changes: str) -> dict[str, Any]:
         words = [f"{name}={value}" for name, value in {**TINY, **changes}.items()]
@@ -67,9 +80,10 @@ def train_one(
 
 
 @pytest.fixture(scope="module")
-def whole(run_here: Any) -> dict[str, Any]:
+def whole(run_here: Any, made_up: Path) -> dict[str, Any]:
     """A run of TINY from its start to its end, which the tests look at and go on from."""
-    ran = run_here("train", "--json", "STUDY=whole", "SKIP_PREFLIGHT=1", **{**TINY, "GPT2_MODEL_NAME": "tiny"})
+    inputs = {"TRAINING_DATA_SOURCE": str(made_up), "GPT2_MODEL_NAME": "tiny"}
+    ran = run_here("train", "--json", "STUDY=whole", "SKIP_PREFLIGHT=1", **{**TINY, **inputs})
     return {**ran.document, "code": ran.code, "log": ran.stderr}
 
 
