@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from results.ranking import ending_counts, ranked_trials
 from results.study.atomic import write_atomic
 from results.study.document_model import INPUT_VARIABLES, RUN_VARIABLES, run_variables
@@ -132,7 +134,7 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     text = tomlkit.parse(before.toml)
     text.pop("baseline", None)
     studied = before
-    with suppress(KeyError, TypeError, AttributeError):  # another version's study
+    with suppress(KeyError, TypeError, ValidationError):  # another version's study
         # What the study had pinned is searched no more, and what it had widened stays wide.
         studied = space_of_document(document)[0] if document["kind"] == "search" else before
     settings = Settings(baseline=(before.name, best.config))

@@ -16,7 +16,7 @@ from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
 from search.terminal.signals import INTERRUPTED
 from search.terminal.summary import say_summary
-from spaces.overrides import Settings
+from spaces.overrides import SETTINGS
 from trainable.errors import MachineError, NothingToDoError, UserError, count_words
 from trainable.rows import ENDINGS
 
@@ -40,7 +40,7 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
 
     loaded: the study's inputs, if they are loaded.
     """
-    attempts, planned = load_attempts(study), Settings.from_json(study.document()["settings"]).confirm
+    attempts, planned = load_attempts(study), SETTINGS.validate_python(study.document()["settings"]).confirm
     begun = bool(attempts) and not attempts[-1].verdicts
     is_left = planned is not None and planned.attempt > len(attempts) - begun
     # With TRIALS the user waits for more trials; the interrupted confirmation is then a printed next step.
