@@ -19,7 +19,7 @@ from search.terminal.console import Preparing
 from search.terminal.next_steps import last_checkpoint, with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config, variable_of
-from trainable.errors import UserError
+from trainable.errors import UserError, as_user_error
 from trainable.model.model_names import check_model_name, check_model_target
 from trainable.schedule import learning_rate_at
 
@@ -114,7 +114,9 @@ def with_winner_of(options: Options) -> Options:
         winner = {name: text for name, text in winner.items() if name not in (*ENV_NAMES, *SAID_BY_A_CHECKPOINT)}
         trial = winner_of(study).trial
         assert trial is not None
-        checkpoint = last_checkpoint(study, trial["trial_id"])
+        place = options.storage or study.path
+        with as_user_error(OSError, f"checkpoints in {place} cannot be read", "Set STORAGE to where they are."):
+            checkpoint = last_checkpoint(study, trial["trial_id"], options.storage)
         if checkpoint is None and options.storage is not None:
             checkpoint = fetch_checkpoint(study, options.storage, trial["trial_id"])
         if checkpoint is None:
