@@ -162,6 +162,20 @@ def test_what_an_attribution_could_not_write_to_is_told_before_the_text_is_read(
     )
 
 
+@pytest.mark.parametrize("command", ["confirm", "attribute"])
+def test_the_study_is_held_from_the_question_on(
+    study: Study, run_here: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def loading(*_: object, **__: object) -> None:
+        # Another command might find another winner meanwhile.
+        with hold(study):
+            pass
+
+    monkeypatch.setattr(f"search.commands.{command}_command.reopen", loading)
+    ran = run_here(command, STUDY="two", SEEDS="7")
+    assert (ran.code, "study two is held by process" in ran.stderr) == (2, True)
+
+
 def test_another_budget_is_a_question_of_its_own(study: Study, run_here: Any) -> None:
     one_slot = {"SKIP_PREFLIGHT": "1", "CONCURRENCY": "1"}
     for asked in ({"BUDGET_TOKENS": "3072"}, {"BUDGET_TIME": "1h"}):
