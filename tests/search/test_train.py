@@ -111,6 +111,20 @@ def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
     assert document["evaluation"]["tokens"] == 256
 
 
+def test_a_misspelt_study_is_no_new_run(whole: dict[str, Any], run_here: Any) -> None:
+    studies, loads = str(study_of(whole).path.parent), {"TRAINING_DATA_SOURCE": "/nowhere"}
+    refused = run_here("train", "STUDY=whoel", STUDIES_DIR=studies)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "no study is named 'whoel'. Did you mean 'whole'? To train the documented configuration" in refused.stderr
+    # Its own settings make a run one of its own, and a name like no other's a new one.
+    for words, said in (
+        (["STUDY=whole-2", "DROPOUT=0"], "is trained under that name. Did you mean 'whole'?\n"),
+        (["STUDY=mine"], "no study is named mine yet: the variables' configuration is trained under that name\n"),
+    ):
+        began = run_here("train", *words, STUDIES_DIR=studies, **loads)
+        assert (said in began.stdout, "TRAINING_DATA_SOURCE=/nowhere" in began.stderr) == (True, True)
+
+
 def test_resume_says_how_a_run_of_train_goes_on(whole: dict[str, Any], run_here: Any) -> None:
     refused = run_here("resume", STUDY="whole", STUDIES_DIR=str(study_of(whole).path.parent))
     assert refused.code == 2
