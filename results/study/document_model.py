@@ -161,6 +161,8 @@ class StudyDocument(_Part):
     rung_tokens: list[Count] = []
     baseline: Annotated[Table, AfterValidator(_configuration)]
     settings: _Settings | None = None
+    # Of a run of train, for the command that goes on with it: its checkpoints do not hold them.
+    run_options: dict[Text, Text] = {}
     trials_planned: Positive
     early_end: _EarlyEnd | None = None
     # Whether every configuration of the space has been run.

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from results.export import make_words
 from results.model_card import model_row
 from results.study.atomic import storage_error_words, write_document
 from results.study.document_model import INPUT_VARIABLES
@@ -51,15 +50,12 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_STEPS = 25
 SPEED_WINDOW_STEPS = 100
-OF_A_RUN = ("EVAL_INTERVAL", "CHECKPOINT_INTERVAL", "ENABLE_CHECKPOINTS", "SAVE_MODEL", "DTYPE", "MERGE")
-"""Options that its checkpoints do not hold."""
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
 
 
 def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration, or the winner of STUDY; return the exit code."""
     asked, options = options, with_winner_of(options)
-    terminal.typed_run = make_words({name: options.texts.get(name) for name in OF_A_RUN if name in options.typed})
     if options is asked and options.study and find_study(options.study) is None:
         _say_name(options.study, options, terminal)
     with Preparing(terminal.console) as progress:

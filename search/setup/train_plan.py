@@ -33,6 +33,8 @@ WITHOUT_HORIZON = ("constant", "warmup_constant")
 """Schedules whose rate does not depend on the length of the run."""
 SAID_BY_A_CHECKPOINT = ("USE_LR_WARMUP", "WEIGHTS_ONLY")
 """Besides the hyperparameters."""
+OF_A_RUN = ("EVAL_INTERVAL", "CHECKPOINT_INTERVAL", "ENABLE_CHECKPOINTS", "DTYPE", "MERGE")
+"""And besides SAVE_MODEL: options that its checkpoints do not hold."""
 THE_RATE = ("learning_rate", "lr_schedule", "warmup_steps", "min_lr_frac", "decay_frac")
 
 
@@ -173,8 +175,11 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
 
 def train_document(plan: TrainPlan) -> dict[str, Any]:
     """Return the run's study.json, without what it starts from."""
+    texts, folder = plan.options.texts, plan.options.save_model
     asked = {
         "kind": "train",
+        "run_options": {name: texts[name] for name in OF_A_RUN if name in texts}
+        | ({"SAVE_MODEL": str(folder)} if folder else {}),
         "evaluation": {},
         "budget_tokens": plan.config.training_steps * plan.config.tokens_per_step,
         "baseline": {"name": "train", **asdict(plan.config)},

@@ -165,6 +165,7 @@ def going_on(study: Study) -> str | None:
         "WEIGHTS_ONLY": document["checkpoint_path"] and "False",
         "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
         "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
+        **document.get("run_options", {}),
     }
     return f"make train {make_words(values)}"
 
