@@ -432,6 +432,12 @@ def test_nanochats_bits_are_shown_in_nats_per_token_by_the_first_training_loss(l
     assert trace.val_loss == pytest.approx([10 / 3 * bits for bits in (3, 2.5, 2, 1.5)])
 
 
+@pytest.mark.parametrize(("name", "nothing"), [("bpb", "0.0000"), ("bpb", "nan"), ("ppl", "nan"), ("ppl", "0.00")])
+def test_what_stands_for_no_perplexity_and_no_bits_is_none(log: Path, name: str, nothing: str) -> None:
+    rows = (f"step {step} loss 3.5 val_{name} {nothing if step % 10 else 3.6} | ok\n" for step in range(60))
+    assert counts(read(log, "".join(rows))) == (60, 6)
+
+
 @pytest.mark.parametrize(
     "name", ["best val ppl", "best_val_ppl", "min val bpb", "best loss", "minimum validation loss"]
 )

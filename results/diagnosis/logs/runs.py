@@ -54,13 +54,13 @@ def _scale_val_bits(rows: Sequence[LogRow], notes: list[str]) -> None:
     How many bytes a token has, few such logs say. At the first evaluation the two losses are nearly one.
     """
     trained = [row for row in rows if row.train_loss is not None and math.isfinite(row.train_loss)]
-    scored = [row for row in rows if row.val_bits is not None]
-    if not trained or not scored or not scored[0].val_bits:
+    first = next((row for row in rows if row.val_bits is not None and 0 < row.val_bits < math.inf), None)
+    if not trained or first is None:
         return
-    nearest = min(trained, key=lambda row: abs(row.line - scored[0].line))
-    scale = (nearest.train_loss or 0.0) / (nearest.train_bits or scored[0].val_bits)
-    for row in scored:
-        row.val_loss = scale * (row.val_bits or 0.0)
+    nearest = min(trained, key=lambda row: abs(row.line - first.line))
+    scale = (nearest.train_loss or 0.0) / (nearest.train_bits or first.val_bits or math.inf)
+    for row in rows:
+        row.val_loss = row.val_bits and scale * row.val_bits
     notes.append("the validation losses are in bits: they are shown in nats/token by the training loss at the first")
 
 

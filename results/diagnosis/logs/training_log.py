@@ -299,8 +299,8 @@ class _Reader:
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
         drop_cut_numbers(rows)
-        drop_placeholders(rows)
         in_nats(rows, self.notes)
+        drop_placeholders(rows)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
         if are_mixed(rows):
