@@ -61,7 +61,7 @@ def _scale_val_bits(rows: Sequence[LogRow], notes: list[str]) -> None:
     scale = (nearest.train_loss or 0.0) / (nearest.train_bits or first.val_bits or math.inf)
     for row in rows:
         row.val_loss = row.val_bits and scale * row.val_bits
-    notes.append("the validation losses are in bits: they are shown in nats/token by the training loss at the first")
+    notes.append("the validation losses are in bits: the training loss at the first tells what they are in nats/token")
 
 
 def drop_carried(rows: Sequence[LogRow]) -> None:
