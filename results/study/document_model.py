@@ -48,6 +48,8 @@ def _shapes(rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
 Text = InstanceOf[str]
 Count = Annotated[int, Field(ge=0)]
 Table = dict[Any, Any]
+RunOption = Literal["EVAL_INTERVAL", "CHECKPOINT_INTERVAL", "ENABLE_CHECKPOINTS", "DTYPE", "MERGE", "SAVE_MODEL"]
+"""What a run of train was told and its checkpoints do not hold. Nothing else: it is printed to be typed."""
 
 
 class _Part(BaseModel):
@@ -143,6 +145,8 @@ class StudyDocument(_Part):
     rung_tokens: list[Count] = []
     baseline: Annotated[Table, AfterValidator(_configuration)]
     settings: Settings | None = None
+    # For the command that goes on with a run of train.
+    run_options: dict[RunOption, Text] = {}
     trials_planned: Positive
     early_end: _EarlyEnd | None = None
     # Whether every configuration of the space has been run.

@@ -14,7 +14,7 @@ from search.setup.inputs import Loaded
 from search.setup.plan import Plan, make_plan
 from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.signals import INTERRUPTED
+from search.terminal.signals import INTERRUPTED, Terminated
 from search.terminal.summary import say_summary
 from spaces.overrides import SETTINGS
 from trainable.errors import MachineError, NothingToDoError, UserError, count_words
@@ -57,6 +57,8 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
             code = 2 if isinstance(error, UserError) else 1
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except Terminated as ended:
+            code = int(ended.code or 0)
     # After an interruption nobody waits for samples.
     unwritten = finish_study(study, options, terminal, samples=code == 0, loaded=loaded)
     say_summary(study, terminal, has_report=not unwritten)

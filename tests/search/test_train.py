@@ -125,6 +125,20 @@ def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
     assert document["evaluation"]["tokens"] == 256
 
 
+def test_a_misspelt_study_is_no_new_run(whole: dict[str, Any], run_here: Any) -> None:
+    studies, loads = str(study_of(whole).path.parent), {"TRAINING_DATA_SOURCE": "/nowhere"}
+    refused = run_here("train", "STUDY=whoel", STUDIES_DIR=studies)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "no study is named 'whoel'. Did you mean 'whole'? To train the documented configuration" in refused.stderr
+    # Its own settings make a run one of its own, and a name like no other's a new one.
+    for words, said in (
+        (["STUDY=whole-2", "DROPOUT=0"], "is trained under that name. Did you mean 'whole'?\n"),
+        (["STUDY=mine"], "no study is named mine yet: the variables' configuration is trained under that name\n"),
+    ):
+        began = run_here("train", *words, STUDIES_DIR=studies, **loads)
+        assert (said in began.stdout, "TRAINING_DATA_SOURCE=/nowhere" in began.stderr) == (True, True)
+
+
 def test_resume_says_how_a_run_of_train_goes_on(whole: dict[str, Any], run_here: Any) -> None:
     refused = run_here("resume", STUDY="whole", STUDIES_DIR=str(study_of(whole).path.parent))
     assert refused.code == 2
@@ -440,8 +454,9 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
     # kill -9 leaves the same run, unmarked.
     write_table(study_of(cut).trials_path, [{**study_of(cut).trials()[0], "status": "running"}], TRIALS)
-    typed = " EVAL_INTERVAL=4 CHECKPOINT_INTERVAL=6 'SAVE_MODEL=my model'"
-    assert f"{next_steps(study_of(cut))[0].command}{typed}" == cut["next"][0]["command"]
+    goes_on = next_steps(study_of(cut))[0].command
+    assert goes_on == cut["next"][0]["command"]
+    assert f" EVAL_INTERVAL=4 CHECKPOINT_INTERVAL=6 'SAVE_MODEL={Path.cwd()}/my model'" in goes_on
     # What is printed next names the text and the evaluation, which were typed for that command alone.
     monkeypatch.delenv("TRAINING_DATA_SOURCE")
     printed = dict(word.split("=", 1) for word in shlex.split(cut["next"][0]["command"]) if "=" in word)
