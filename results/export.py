@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from results.ranking import ending_counts, ranked_trials
 from results.study.atomic import write_atomic
 from results.study.document_model import INPUT_VARIABLES, RUN_VARIABLES, run_variables
@@ -136,7 +138,7 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     text = tomlkit.parse(_NOTES_OF_A_SPACE.sub("", before.toml))
     text.pop("baseline", None)
     studied = before
-    with suppress(KeyError, TypeError, AttributeError):  # another version's study
+    with suppress(KeyError, TypeError, ValidationError):  # another version's study
         # What the study had pinned is searched no more, and what it had widened stays wide.
         studied = space_of_document(document)[0] if document["kind"] == "search" else before
     settings, in_file = Settings(baseline=(before.name, best.config)), budget or (budget_of(document) if own else None)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from stat import S_IFREG
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -66,11 +66,6 @@ SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 GCS_PATIENCE_S = 60
 LENGTHS = ("BUDGET_TIME", "BUDGET_TOKENS", "STEPS")
 """The variables that set how long a run is: one of them at most."""
-OF_PATHS = {
-    *("BASELINE", "CHECKPOINT_PATH", "CLEAN", "GPT2_MODEL_NAME", "OUT", "SAVE_MODEL", "SPACE", "STORAGE"),
-    *("STUDIES_DIR", "TARGET", "TRAINING_DATA_SOURCE", "VALIDATION_DATA_SOURCE"),
-}
-"""Variables that take a file or a folder."""
 
 
 def _tokens(value: Any) -> Any:
@@ -169,6 +164,7 @@ def _wandb(value: str) -> str:
 Text = InstanceOf[str]
 # With a bound pydantic looks into the text.
 Utf8 = Annotated[str, Field(min_length=1)]
+PathText = Annotated[InstanceOf[str], "of a file or a folder, or of something else"]
 AbsolutePath = Annotated[
     InstanceOf[Path], BeforeValidator(lambda value, info: expanded(str(value), _env_name(info.field_name)))
 ]
@@ -199,7 +195,7 @@ class Options(BaseModel):
     typed: frozenset[str] = Field(default=frozenset(), exclude=True)
     """Names of those on the command line, which the environment may hold with another value."""
 
-    space: Annotated[Text | None, ReadBy("a new search", "spaces")] = None
+    space: Annotated[PathText | None, ReadBy("a new search", "spaces")] = None
     """the space file, by a name in spaces/ or a path (default plateau)"""
     study: Text | None = None
     """name of the study to make, or to read (default: made from space and time; latest)"""
@@ -211,7 +207,7 @@ class Options(BaseModel):
     many"""
     budget_time: Duration | None = None
     """device time of a full-length trial in place of tokens: 10m, 90s, 1h30m or 600 (seconds)"""
-    baseline: Annotated[Text | None, ReadBy("a new search")] = None
+    baseline: Annotated[PathText | None, ReadBy("a new search")] = None
     """the baseline's settings: documented, before, a study, a .env file or a checkpoint"""
     warm_start: Annotated[Text | None, ReadBy("a search")] = None
     """a study whose results the searcher learns from, its best runs first"""
@@ -221,7 +217,7 @@ class Options(BaseModel):
     """1 skips the preflight of search and train"""
     force: Annotated[bool, ReadBy("resume")] = False
     """1 goes on although the space file has changed"""
-    gpt2_model_name: Text | None = None
+    gpt2_model_name: PathText | None = None
     """tiny (the default), tiny-scratch, gpt2-scratch, a folder of save_pretrained, or a hub name"""
     training_data_source: AbsolutePath | None = None
     """text file or folder of text files (default: the Python language reference)"""
@@ -253,15 +249,15 @@ class Options(BaseModel):
     """seconds without an evaluation after which a trial counts as hung"""
     address: Annotated[Text | None, ReadBy("search")] = None
     """an existing Ray cluster: auto or host:port (default: this machine alone)"""
-    storage: Annotated[Text, BeforeValidator(_storage)] | None = None
+    storage: Annotated[PathText | None, BeforeValidator(_storage)] = None
     """a folder that all nodes see, s3:// or gs://: holds checkpoints and a mirror of the tables"""
-    studies_dir: Text | None = None
+    studies_dir: PathText | None = None
     """where studies are kept (default results/studies)"""
-    cache_dir: Text | None = None
+    cache_dir: PathText | None = None
     """where tokens and tokenizers are kept (default .cache)"""
     tensorboard: Annotated[bool, ReadBy("search")] = False
     """1 writes TensorBoard event files into the study; a resume goes on with them"""
-    optuna_storage: Annotated[Text | None, BeforeValidator(_optuna_storage), ReadBy("a search", "baseline")] = None
+    optuna_storage: Annotated[PathText | None, BeforeValidator(_optuna_storage), ReadBy("a search", "baseline")] = None
     """SQLite file or database URL for optuna-dashboard"""
     mlflow: Annotated[Text | None, BeforeValidator(_installed), ReadBy("search")] = None
     """an MLflow tracking URI, where mlflow is installed"""
@@ -305,7 +301,7 @@ class Options(BaseModel):
     """number format of the saved model: fp32, bf16, fp16 (default: the base's own)"""
     merge: Annotated[bool, ReadBy("model", "train")] = False
     """1 merges LoRA adapters into their base (default: adapters only)"""
-    target: Annotated[Text | None, ReadBy("diagnose")] = None
+    target: Annotated[PathText | None, ReadBy("diagnose")] = None
     """a study, STUDY/TRIAL, a checkpoint, a folder of them, or a text log"""
     range: Annotated[tuple[int, int] | None, BeforeValidator(parse_range), ReadBy("audit")] = None
     """token positions to look at, e.g. 2.0M-2.5M"""
@@ -360,6 +356,8 @@ FIELDS: Mapping[str, FieldInfo] = {
     _env_name(name): spec for name, spec in Options.model_fields.items() if not spec.exclude
 }
 """Every variable besides the hyperparameters."""
+OF_PATHS = {name for name, spec in FIELDS.items() if {PathText, AbsolutePath}.intersection(get_args(spec.annotation))}
+"""Variables that take a file or a folder."""
 FOLDERS = {"STUDIES_DIR": "results/studies", "CACHE_DIR": ".cache"}
 """With their places where they are not set: in the checkout, or in the folder of an installed command."""
 ALSO_READ_BY: Mapping[str, tuple[str, ...]] = {

@@ -3,7 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, with_config
 
 from spaces.budget import MAX_TOKENS, Budget, Speeds, budget_of, duration_text
 from spaces.domains import (
@@ -25,14 +27,18 @@ from spaces.warmup import WARMUP_FRAC, searched_steps, warmup_share, with_warmup
 from trainable.config import DOCUMENTED, ENV_NAMES, TrialConfig, make_config, variable_of
 from trainable.errors import UserError, check_bounds
 
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
+
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class ConfirmAtEnd:
     """CONFIRM=1: what a search confirms once its trials have ended, in this process or a later one."""
 
-    top: int
-    seeds: int | None
-    attempt: int = 1
+    top: Positive
+    seeds: Positive | None
+    attempt: Positive = 1
     """Nothing is left to confirm once so many attempts have their verdicts."""
 
     def __post_init__(self) -> None:
@@ -40,39 +46,34 @@ class ConfirmAtEnd:
             raise UserError("SEEDS=1: one seed has no scatter, so it proves nothing. Set SEEDS to 2 or more.")
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The user's changes to a space file, and what is to follow its trials; study.json keeps what asdict() gives."""
 
-    trials: int | Literal["auto"] | None = None
-    budget_tokens: int | None = None
-    device_s: float | None = None
+    trials: Positive | Literal["auto"] | None = None
+    budget_tokens: Positive | None = None
+    device_s: Seconds | None = None
     """A budget of time."""
     pins: Mapping[str, Any] = field(default_factory=dict)
     """Hyperparameters fixed for every trial, the baseline included."""
-    baseline: tuple[str, TrialConfig] | None = None
+    baseline: tuple[InstanceOf[str], TrialConfig] | None = None
     """Another baseline; domains are widened to hold it, as far as they can be."""
-    compare: str | None = None
+    compare: Literal["before", "documented"] | None = None
     """make baseline: the built-in configuration that runs beside the baseline."""
     confirm: ConfirmAtEnd | None = None
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Settings":
-        """Return the settings that study.json keeps. Raises TypeError, UserError."""
-        baseline, confirm = document.get("baseline"), document.get("confirm")
-        values = {
-            "baseline": baseline and (baseline[0], TrialConfig(**baseline[1])),
-            "confirm": confirm and ConfirmAtEnd(**confirm),
-        }
-        return cls(**{**document, **values})
+
+SETTINGS = TypeAdapter(Settings)
+"""Reads and checks those of a study.json."""
 
 
 def space_of_document(document: Mapping[str, Any]) -> tuple[SearchSpace, Settings]:
     """Return the space that a study.json says was searched, and the settings in it.
 
-    Raises KeyError, TypeError or UserError where the document does not hold it: another version wrote it.
+    Raises KeyError, TypeError or ValueError where the document does not hold it: another version wrote it.
     """
-    settings, file = Settings.from_json(document["settings"]), document["space"]
+    settings, file = SETTINGS.validate_python(document["settings"]), document["space"]
     space = space_from_toml(file["toml"], name=file["name"], path=shown_path(Path(file["path"])))
     return space_of_kind(space, settings, document["kind"], budget_of(document).speeds), settings
 

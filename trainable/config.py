@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, cast
 
 from trainable.errors import UserError, check_bounds, did_you_mean
@@ -206,6 +207,7 @@ def config_from(values: Mapping[str, Any]) -> TrialConfig:
     return TrialConfig(**{name: values[name] for name in HYPERPARAMETERS})
 
 
+@lru_cache(4096)  # asked of every trial at every proposal
 def without_seed(config: TrialConfig) -> TrialConfig:
     """Return what two runs of the same configuration have in common: no seed, and nothing that neither reads."""
     unread = {name: getattr(DOCUMENTED, name) for name in HYPERPARAMETERS if not config.reads(name)}

@@ -70,13 +70,18 @@ class MachineError(Exception):
     """
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that a misspelt one is for, None where none is near."""
+    names = sorted(known)
+    same = [name for name in names if name.lower() == word.lower()]
+    return next(iter(same or difflib.get_close_matches(word, names, n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known word; where none is near, the known words if they are few."""
     names = sorted(known)
-    same = [name for name in names if name.lower() == word.lower()]
-    near = same or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f" Did you mean '{near[0]}'?"
+    if (near := nearest(word, names)) is not None:
+        return f" Did you mean '{near}'?"
     return f" Known: {', '.join(names)}." if 0 < len(names) <= MOST_LISTED else ""
 
 

@@ -22,6 +22,7 @@ EXPLAINS: Mapping[str, int] = {
     "out_of_memory": 75,
     "failed": 74,
     "poisoned_optimizer": 72,
+    "gradient_growth": 68,
     "plateau": 66,
     "overfitting": 64,
     "validation_rises": 63,

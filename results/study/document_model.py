@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from spaces.overrides import Positive, Seconds, Settings
 from trainable.config import DOCUMENTED, config_from, make_config
 
 
@@ -46,8 +47,9 @@ def _shapes(rows: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
 # pydantic's own str refuses what is not UTF-8, which a path may be.
 Text = InstanceOf[str]
 Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 Table = dict[Any, Any]
+RunOption = Literal["EVAL_INTERVAL", "CHECKPOINT_INTERVAL", "ENABLE_CHECKPOINTS", "DTYPE", "MERGE", "SAVE_MODEL"]
+"""What a run of train was told and its checkpoints do not hold. Nothing else: it is printed to be typed."""
 
 
 class _Part(BaseModel):
@@ -92,9 +94,6 @@ class _Space(_Part):
     toml: Text
 
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 class _DeviceTime(_Part):
     device_s: Seconds
     evaluations: Positive
@@ -108,28 +107,13 @@ class _EarlyEnd(_Part):
     noise_nats: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _ConfirmAtEnd(_Part, extra="forbid"):
-    top: Positive
-    seeds: Positive | None
-    attempt: Positive
-
-
-class _Settings(_Part, extra="forbid"):
-    trials: Positive | Literal["auto"] | None = None
-    budget_tokens: Positive | None = None
-    device_s: Seconds | None = None
-    pins: Table
-    baseline: Annotated[list[Any], Field(min_length=2, max_length=2)] | None = None
-    compare: Literal["before", "documented"] | None = None
-    confirm: _ConfirmAtEnd | None = None
-
-
 _FAULTS = {
     "missing": "it is missing",
     "is_instance_of": "it must be a text",
     "model_type": "it must be a table",
     "dict_type": "it must be a table",
-    "extra_forbidden": "it is not known",
+    "dataclass_type": "it must be a table",
+    "unexpected_keyword_argument": "it is not known",
 }
 
 
@@ -160,7 +144,9 @@ class StudyDocument(_Part):
     device_time: _DeviceTime | None = None
     rung_tokens: list[Count] = []
     baseline: Annotated[Table, AfterValidator(_configuration)]
-    settings: _Settings | None = None
+    settings: Settings | None = None
+    # For the command that goes on with a run of train.
+    run_options: dict[RunOption, Text] = {}
     trials_planned: Positive
     early_end: _EarlyEnd | None = None
     # Whether every configuration of the space has been run.

@@ -29,6 +29,9 @@ MARK = ".driver.json"
 """Names the driver that writes the study; renewed with every copy, deleted at the end."""
 ALIVE_S = 120
 """A driver that has not renewed its mark for this long is lost."""
+_SENT: dict[str, dict[Path, int]] = {}
+"""By a study's place in a storage: the files that this process has sent, and when each had been changed. The trials, a
+confirmation after them and the report have a mirror each."""
 
 
 def claim_name(study: Study, storage: str) -> None:
@@ -123,7 +126,6 @@ class TableMirror:
     storage: str
     say: Callable[[str], None]
     _copied_at: float = -INTERVAL_S
-    _known: dict[Path, int] = field(default_factory=dict)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="mirror"))
     _copying: Future[None] | None = None
     _told: bool = False
@@ -165,6 +167,7 @@ class TableMirror:
         files, root = files_at(below(self.storage, self.study.name))
         _check_mark(self.study, self.storage, files, root)
         changed: list[tuple[Path, int, bytes]] = []
+        known = _SENT.setdefault(below(self.storage, self.study.name), {})
         # Over the study itself an older table would be put in place of a newer one.
         copied = () if lies_in(self.study, self.storage) else MIRRORED
         # A pattern finds nothing where the folder cannot be reached, too.
@@ -174,9 +177,9 @@ class TableMirror:
         for pattern in reversed(copied):
             for path in (path for path in found if path.match(pattern)):
                 mtime_ns = path.stat().st_mtime_ns
-                if self._known.get(path) != mtime_ns and not path.name.startswith("."):
+                if known.get(path) != mtime_ns and not path.name.startswith("."):
                     changed.append((path, mtime_ns, path.read_bytes()))
         write_whole(files, f"{root}/{MARK}", [json.dumps(this_process()).encode()])
         for path, mtime_ns, data in reversed(changed):
             write_whole(files, f"{root}/{path.relative_to(self.study.path).as_posix()}", [data])
-            self._known[path] = mtime_ns
+            known[path] = mtime_ns

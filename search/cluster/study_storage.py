@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from stat import S_IFDIR
 from typing import TYPE_CHECKING
 from zipfile import is_zipfile
 
@@ -15,7 +16,8 @@ from results.study.paths import shown
 from search.options import Options
 from trainable.checkpoint.checkpoint_path import checkpoint_name, saved_steps
 from trainable.data.remote_files import below, blocks_of, files_at, local_folder, names_in, write_whole
-from trainable.errors import UserError, as_user_error
+from trainable.errors import UserError, as_user_error, reason
+from trainable.regular_files import file_type
 
 if TYPE_CHECKING:
     from results.study.planned_run import Row
@@ -34,14 +36,15 @@ def checkpoint_root(study: Study, storage: str | None) -> str:
 
 
 def model_checkpoint(study: Study, storage: str | None, trial: "Row") -> "Checkpoint":
-    """Return the checkpoint of a completed trial's model. Raises NoCheckpointError, and OSError."""
+    """Return the checkpoint of a completed trial's model. Raises NoCheckpointError, and UserError."""
     from trainable.checkpoint.checkpoint_store import CheckpointStore
 
     step = model_row(study, trial)["optimizer_steps"]
     damaged: list[str] = []
     # A run of train keeps its checkpoints in its own folder, and STORAGE may have been set later than the study ran.
     for root in dict.fromkeys(checkpoint_root(study, place) for place in (storage, None)):
-        checkpoint, notes = CheckpointStore(root=root, trial_id=trial["trial_id"]).newest(at_most=step)
+        with as_user_error(OSError, f"checkpoints in {root} cannot be read", "Set STORAGE to where they are."):
+            checkpoint, notes = CheckpointStore(root=root, trial_id=trial["trial_id"]).newest(at_most=step)
         if checkpoint is not None and checkpoint.optimizer_steps == step:
             return checkpoint
         damaged += notes
@@ -97,9 +100,13 @@ def open_or_fetch_study(options: Options) -> tuple[Study, Options]:
     if options.storage is not None or own is None:
         return study, options
     folder = local_folder(own)
-    is_missing = folder is not None and not (folder / study.name).is_dir()
-    if is_missing or "***" in own:
-        why = f"which has no {study.name} now" if is_missing else "whose password is not kept"
+    why = "whose password is not kept" if "***" in own else None
+    try:
+        if folder is not None and file_type(folder / study.name) != S_IFDIR:
+            why = f"which has no {study.name} now"
+    except OSError as error:
+        why = f"which cannot be reached ({reason(error)})"
+    if why is not None:
         raise UserError(
             f"study {study.name} has its checkpoints in STORAGE={own}, {why}. Set STORAGE to where they are, or to "
             f"{shown(studies_dir())} to go on without them."

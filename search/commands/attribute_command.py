@@ -18,8 +18,9 @@ from search.options import Options
 from search.setup.finish import finish_study
 from search.setup.inputs import check_fit
 from search.setup.plan import Plan, load_for, planned
+from search.setup.preflight_run import check_preflight, preflight_of
 from search.setup.reopen import reopen
-from search.setup.run_plan import checked, cost_words, run_plan
+from search.setup.run_plan import checked, cost_words, ray_ahead, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import Step, ending_document, say_next, with_remedy
@@ -45,19 +46,23 @@ def attribute_command(options: Options, terminal: Terminal) -> int:
             f"STUDY={options.study} attributes its winner; FROM and TO are documented configurations. Unset STUDY."
         )
     source, options = (None, options) if named else open_or_fetch_study(options)
-    budget = _budget(source, options)
-    if source is None:
-        before, after = options.from_ or "before", options.to or "documented"
-        question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
-    else:
+    budget, seeds = _budget(source, options), options.seeds or DEFAULT_SEEDS
+    if source is not None:
         check_has_baseline(source)
-        # Held here for a moment, so that a study that others hold is refused before torch is loaded.
+        # Held from the question on: what another command adds meanwhile may have another winner.
         with with_remedy(source), hold(source):
             question = question_of_study(source, budget)
+            with Preparing(terminal.console) as progress:
+                plan = _plan(question, source, budget, options, progress)
+            with ray_ahead(plan):
+                check_preflight(preflight_of(plan), terminal)
+                return _run(question, plan, seeds, terminal)
+    before, after = options.from_ or "before", options.to or "documented"
+    question = make_question(before, BASELINES[before], after, BASELINES[after], budget)
     with Preparing(terminal.console) as progress:
-        plan = _plan(question, source, budget, options, progress)
+        plan = _plan(question, None, budget, options, progress)
     with checked(plan, terminal) as plan:
-        return _run(question, plan, options.seeds or DEFAULT_SEEDS, terminal)
+        return _run(question, plan, seeds, terminal)
 
 
 def _budget(source: Study | None, options: Options) -> Budget:

@@ -40,6 +40,7 @@ from search.setup.run_plan import cost_words, run_plan
 from search.setup.settings import refuse_steps
 from search.terminal.console import Preparing, Terminal, print_wide
 from search.terminal.next_steps import ending_document, with_remedy
+from search.terminal.signals import Terminated, ending_in_order
 from spaces.budget import budget_of
 from trainable.errors import UserError, count_words
 
@@ -121,9 +122,9 @@ def _run(
 ) -> int | None:
     again = f"make confirm STUDY={study.name}"
     try:
-        with Preparing(terminal.console) as progress:
+        with ending_in_order(), Preparing(terminal.console) as progress:
             plan = reopen(study, options, progress)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         asked = f"TOP={len(attempt.candidates)} SEEDS={len(attempt.seeds)}"
         terminal.say(f"no run was begun, and study {study.name} is kept as it was; to go on: {again} {asked}")
         raise

@@ -31,7 +31,7 @@ from search.terminal.next_steps import has_more, remedy
 from search.trackers.trackers import with_tensorboard_of
 from search.tune.history import read_warm_start
 from spaces.budget import budget_of
-from spaces.overrides import Settings, with_overrides
+from spaces.overrides import SETTINGS, Settings, with_overrides
 from spaces.protocol import AUTO
 from spaces.read.load import space_from_toml
 from spaces.space import SearchSpace
@@ -126,7 +126,7 @@ def _resume(
     changed: dict[str, Any] = {}
     if planned != document["trials_planned"]:
         changed = {"trials_planned": planned, "early_end": None, "exhausted": False}
-    if settings != Settings.from_json(document["settings"]):
+    if settings != SETTINGS.validate_python(document["settings"]):
         changed["settings"] = asdict(settings)
     document = {**document, **changed}
     if planned == ended:

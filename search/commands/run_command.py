@@ -14,9 +14,9 @@ from search.setup.inputs import Loaded
 from search.setup.plan import Plan, make_plan
 from search.setup.run_plan import checked, run_plan
 from search.terminal.console import Preparing, Terminal
-from search.terminal.signals import INTERRUPTED
+from search.terminal.signals import INTERRUPTED, Terminated
 from search.terminal.summary import say_summary
-from spaces.overrides import Settings
+from spaces.overrides import SETTINGS
 from trainable.errors import MachineError, NothingToDoError, UserError, count_words
 from trainable.rows import ENDINGS
 
@@ -40,7 +40,7 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
 
     loaded: the study's inputs, if they are loaded.
     """
-    attempts, planned = load_attempts(study), Settings.from_json(study.document()["settings"]).confirm
+    attempts, planned = load_attempts(study), SETTINGS.validate_python(study.document()["settings"]).confirm
     begun = bool(attempts) and not attempts[-1].verdicts
     is_left = planned is not None and planned.attempt > len(attempts) - begun
     # With TRIALS the user waits for more trials; the interrupted confirmation is then a printed next step.
@@ -57,6 +57,8 @@ def conclude(study: Study, code: int, options: Options, terminal: Terminal, *, l
             code = 2 if isinstance(error, UserError) else 1
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except Terminated as ended:
+            code = int(ended.code or 0)
     # After an interruption nobody waits for samples.
     unwritten = finish_study(study, options, terminal, samples=code == 0, loaded=loaded)
     say_summary(study, terminal, has_report=not unwritten)

@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from results.export import make_words
 from results.model_card import model_row
 from results.study.atomic import storage_error_words, write_document
 from results.study.document_model import INPUT_VARIABLES
-from results.study.folder import Study, create_study, find_study, open_study, studies_dir
+from results.study.folder import Study, create_study, find_study, list_studies, open_study, studies_dir
 from results.study.ledger import Ledger
 from results.study.lock import hold
 from results.study.paths import shown
@@ -37,8 +36,8 @@ from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document, going_on
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
-from trainable.config import HYPERPARAMETERS, variable_of
-from trainable.errors import UserError, count_words
+from trainable.config import DOCUMENTED, HYPERPARAMETERS, variable_of
+from trainable.errors import UserError, count_words, nearest
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
 from trainable.stability import Finding
 
@@ -51,8 +50,6 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_STEPS = 25
 SPEED_WINDOW_STEPS = 100
-OF_A_RUN = ("EVAL_INTERVAL", "CHECKPOINT_INTERVAL", "ENABLE_CHECKPOINTS", "SAVE_MODEL", "DTYPE", "MERGE")
-"""Options that its checkpoints do not hold."""
 OF_ADAPTERS = tuple(name for name in HYPERPARAMETERS if name.startswith("lora_"))
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
 
@@ -60,9 +57,8 @@ EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupte
 def train_command(options: Options, terminal: Terminal) -> int:
     """Train one configuration, or the winner of STUDY; return the exit code."""
     asked, options = options, with_winner_of(options)
-    terminal.typed_run = make_words({name: options.texts.get(name) for name in OF_A_RUN if name in options.typed})
     if options is asked and options.study and find_study(options.study) is None:
-        terminal.say(f"no study is named {options.study} yet: the variables' configuration is trained under that name")
+        _say_name(options.study, options, terminal)
     with Preparing(terminal.console) as progress:
         plan = make_train_plan(options, progress)
         # Of a run that goes on from a checkpoint, _header() says whether the text is another one.
@@ -135,6 +131,19 @@ def train_command(options: Options, terminal: Terminal) -> int:
     )
     unsaved = 2 if status == "completed" and options.save_model is not None and saved is None else 0
     return (status == "interrupted" and interrupts.code) or EXIT_CODES[status] or unsaved
+
+
+def _say_name(name: str, options: Options, terminal: Terminal) -> None:
+    """Print that no study has the name. Raises UserError where that study's winner was meant which has one like it."""
+    near = nearest(name, [study.name for study in list_studies()])
+    if near is not None and not (options.explicit_hyperparameters() or options.checkpoint_path):
+        raise UserError(
+            f"no study is named '{name}'. Did you mean '{near}'? To train the documented configuration under "
+            f"that name, set one of its hyperparameters, such as LEARNING_RATE={DOCUMENTED.learning_rate:g}."
+        )
+    line = f"no study is named {name} yet: the variables' configuration is trained under that name"
+    terminal.say(None if near else line)
+    terminal.warn(f"{line}. Did you mean '{near}'?" if near else None)
 
 
 def _begin(plan: TrainPlan, spec: "RunSpec") -> "TrainState":

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from results.confirmation.attempt import Attempt
 from search.options import MoreTrials, Options, with_origin
 from search.setup.baseline_sources import read_baseline
@@ -69,7 +71,7 @@ def planned_space(document: Mapping[str, Any], where: str) -> tuple[SearchSpace,
     try:
         space, settings = space_of_document(document)
         as_run = config_from(document["baseline"]), document["evaluation"]["milestones_tokens"]
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValidationError):
         raise UserError(f"{where} does not say how the study was planned. Start a new one.") from None
     if (space.baseline, list(space.evaluation_tokens())) != as_run:
         raise UserError(f"{where}: the study was planned by another version of this program. Start a new one.")

@@ -130,7 +130,7 @@ def measured_speeds(
     seconds = shape_s / ROUNDS
     measured = probes(loaded.spec, in_turn, count=count, threads=slots.threads, seconds=seconds, run_s=device_s)
     for number, (shape, probe) in enumerate(zip(in_turn, measured, strict=True), 1):
-        if probe.step_s is not None and probe.evaluation_s is not None:
+        if probe.tokens_per_s:
             found[shape].append(probe.step_s)
             evaluations_s.append(probe.evaluation_s)
         progress(what, number / len(in_turn))

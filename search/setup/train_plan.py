@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from results.export import winner_env
+from results.study.document_model import RunOption
 from results.study.folder import LATEST, Study, find_study, list_studies, new_study_name, open_study
 from results.winner import winner_of
 from results.words import list_words, value_words
@@ -19,7 +20,7 @@ from search.terminal.console import Preparing
 from search.terminal.next_steps import last_checkpoint, with_remedy
 from spaces.budget import Budget, budget_of
 from trainable.config import DOCUMENTED, ENV_NAMES, HYPERPARAMETERS, TrialConfig, config_from, make_config, variable_of
-from trainable.errors import UserError
+from trainable.errors import UserError, as_user_error
 from trainable.model.model_names import check_model_name, check_model_target
 from trainable.schedule import learning_rate_at
 
@@ -114,7 +115,9 @@ def with_winner_of(options: Options) -> Options:
         winner = {name: text for name, text in winner.items() if name not in (*ENV_NAMES, *SAID_BY_A_CHECKPOINT)}
         trial = winner_of(study).trial
         assert trial is not None
-        checkpoint = last_checkpoint(study, trial["trial_id"])
+        place = options.storage or study.path
+        with as_user_error(OSError, f"checkpoints in {place} cannot be read", "Set STORAGE to where they are."):
+            checkpoint = last_checkpoint(study, trial["trial_id"], options.storage)
         if checkpoint is None and options.storage is not None:
             checkpoint = fetch_checkpoint(study, options.storage, trial["trial_id"])
         if checkpoint is None:
@@ -171,8 +174,11 @@ def make_train_plan(options: Options, progress: Preparing) -> TrainPlan:
 
 def train_document(plan: TrainPlan) -> dict[str, Any]:
     """Return the run's study.json, without what it starts from."""
+    folder = plan.options.save_model
+    texts = {**plan.options.texts, **({"SAVE_MODEL": str(folder)} if folder else {})}
     asked = {
         "kind": "train",
+        "run_options": {name: texts[name] for name in get_args(RunOption) if name in texts},
         "evaluation": {},
         "budget_tokens": plan.config.training_steps * plan.config.tokens_per_step,
         "baseline": {"name": "train", **asdict(plan.config)},

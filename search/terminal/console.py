@@ -176,8 +176,6 @@ class Terminal:
         self.as_json = as_json
         self.typed_folders = ""
         """Folders named on the command line, which printed next steps must repeat."""
-        self.typed_run = ""
-        """What was typed for a run of train and is not in its checkpoint, for the command that goes on with it."""
         self.is_study_exported = False
         """Whether a new study must be asked for with STUDY= to get a name of its own."""
         # A path may hold bytes that are not UTF-8. No markup below, because a name may contain it.
@@ -196,8 +194,7 @@ class Terminal:
         python = _python()
         makes_one = command.startswith(("make search ", "make train ")) and " STUDY=" not in command
         free = " STUDY=" if self.is_study_exported and makes_one else ""
-        run = f" {self.typed_run}" if self.typed_run and command.startswith("make train CHECKPOINT_PATH=") else ""
-        words = f"{command.removeprefix('make')}{free}{run}{self.typed_folders}"
+        words = f"{command.removeprefix('make')}{free}{self.typed_folders}"
         if python is not None:
             return f"{python}{words.removeprefix(' -s')}".replace("$$", "$")  # doubled for make
         here = Path(os.environ.get("MAKE_CALLED_FROM") or ".").resolve()

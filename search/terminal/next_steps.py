@@ -103,9 +103,8 @@ def plateau_block(model: str) -> str | None:
 
 def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]:
     """Return the steps that write a trial's model and train it again; one step where its checkpoint was not kept."""
-    name, stored = study.name, document.get("storage")
-    # An object store is not asked for a line to print.
-    if (stored and not local_folder(stored)) or last_checkpoint(study, trial_id):
+    name = study.name
+    if _is_kept(study, document.get("storage"), trial_id):
         what = "write the trained model as a folder that transformers loads"
         model = Step(command=f"make model STUDY={name}", purpose=what)
         return [model, Step(command=f"make train STUDY={name}", purpose="train that configuration again")]
@@ -113,14 +112,22 @@ def _own(study: Study, document: Mapping[str, Any], trial_id: int) -> list[Step]
     return [Step(command=train_again(study, study.path / f"model-{trial_id}"), purpose=purpose)]
 
 
-def last_checkpoint(study: Study, trial_id: int) -> Path | None:
-    """Return the newest checkpoint of a trial, in the study or in a STORAGE that is a folder; None without one.
+def _is_kept(study: Study, storage: str | None, trial_id: int) -> bool:
+    try:
+        # An object store is not asked for a line to print.
+        return bool((storage and not local_folder(storage)) or last_checkpoint(study, trial_id, storage))
+    except OSError:
+        # What cannot be reached is not empty: make model says what is wrong with it.
+        return True
+
+
+def last_checkpoint(study: Study, trial_id: int, storage: str | None = None) -> Path | None:
+    """Return the newest checkpoint of a trial, in the study or in a storage that is a folder; None without one.
 
     Raises OSError.
     """
-    stored = study.document().get("storage")
     # Of two of the same step the study's own is taken.
-    places = [*([local_folder(below(stored, study.name))] if stored else []), study.path]
+    places = [*([local_folder(below(storage, study.name))] if storage else []), study.path]
     folders = (Study(place).checkpoint_dir(trial_id) for place in places if place)
     # Not by glob(), to which a folder that cannot be reached is an empty one.
     paths = [path for folder in folders if file_type(folder) for path in folder.iterdir()]
@@ -160,6 +167,7 @@ def going_on(study: Study) -> str | None:
         "WEIGHTS_ONLY": document["checkpoint_path"] and "False",
         "EVAL_BLOCK_SIZE": str(document["evaluation"]["block_size"]),
         "EVAL_TOKENS": str(document["evaluation"]["tokens"]),
+        **document.get("run_options", {}),
     }
     return f"make train {make_words(values)}"
 

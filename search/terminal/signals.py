@@ -46,9 +46,13 @@ class Interrupts:
         signal.signal(number, signal.SIG_IGN if is_hangup else self._before[0][signal.Signals(number)])
 
 
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP, with the exit code that it ends a command with."""
+
+
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise SystemExit inside, so that `finally` blocks run."""
+    """Have SIGTERM and SIGHUP raise Terminated inside, so that `finally` blocks run."""
     unheard = [number for number in HEARD if signal.getsignal(number) == signal.SIG_DFL]
     for number in unheard:
         signal.signal(number, _leave)
@@ -60,4 +64,4 @@ def ending_in_order() -> Iterator[None]:
 
 
 def _leave(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)

@@ -34,6 +34,7 @@ from search.terminal.signals import ending_in_order
 from tests.faults.common import asked, report, strays
 from tests.fuzz.commands import run
 from tests.journeys.conftest import SPACE, WILD_SPACE, Said, Shell, Typed, shell_environment, study_agrees
+from tests.narrow import narrow_model
 from tests.patience import left_behind, wait_until
 from tests.running import ROOT
 from trainable.errors import UserError
@@ -83,7 +84,7 @@ class Walk:
         self.space, self.away, self.mine = place / "small.toml", place / "away.toml", place / "mine.env"
         self.space.write_text(self.draw.choice(SPACES))
         self.mine.write_text("export BATCH_SIZE=2\nBLOCK_SIZE=32\nLEARNING_RATE=1e-4\nUSE_LR_WARMUP=False\n")
-        environment = shell_environment(self.studies, self.cache) | {"TOP": "1", "SEEDS": "2"}
+        environment = shell_environment(self.studies, self.cache, narrow_model(place)) | {"TOP": "1", "SEEDS": "2"}
         environment["SKIP_PREFLIGHT"] = self.draw.choice(("1", "1", ""))
         self.folders = self.draw.choice(("", "", f"STUDIES_DIR={self.studies} CACHE_DIR={self.cache}"))
         environment |= {"STUDIES_DIR": "", "CACHE_DIR": ""} if self.folders else {}

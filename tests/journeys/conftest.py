@@ -19,6 +19,7 @@ from results.export import export_env, export_json
 from results.report.facts.study_facts import report_facts
 from results.study.folder import Study
 from results.winner import headline, winner_of
+from tests.narrow import narrow_model
 from tests.patience import left_behind, wait_until, with_mark
 from tests.running import MARK, ROOT, Ran
 
@@ -50,10 +51,10 @@ name = "none"
 name = "random"
 
 [search]
-learning_rate = { log_uniform = [1e-5, 4e-3] }
+learning_rate = { log_uniform = [1e-5, 0.4] }
 lr_schedule = { choice = ["constant", "linear"] }
 """
-WILD_SPACE = SPACE.replace("[1e-5, 4e-3]", "[1e-5, 1e2]")
+WILD_SPACE = SPACE.replace("[1e-5, 0.4]", "[1e-5, 1e2]")
 """No rate of its trials beats the baseline's."""
 
 
@@ -218,13 +219,20 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
-def shell_environment(studies: Path, cache: Path) -> dict[str, str]:
+@pytest.fixture(scope="session")
+def journey_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the journeys search on, unless they name another."""
+    return narrow_model(tmp_path_factory.mktemp("journeys-model"))
+
+
+def shell_environment(studies: Path, cache: Path, model: Path) -> dict[str, str]:
     """Return the environment of a shell with studies of its own."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
     return {
         **{name: os.environ[name] for name in kept if name in os.environ},
         "STUDIES_DIR": str(studies),
         "CACHE_DIR": str(cache),
+        "GPT2_MODEL_NAME": str(model),
         "DEVICE": "cpu",
         "CONCURRENCY": "1",
         "OMP_NUM_THREADS": "1",
@@ -233,11 +241,11 @@ def shell_environment(studies: Path, cache: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, journey_cache: Path) -> Iterator[Shell]:
+def shell(tmp_path: Path, journey_cache: Path, journey_model: Path) -> Iterator[Shell]:
     """A shell at the top of the checkout, with studies of its own."""
     folder = tmp_path / "shell"
     folder.mkdir()
-    opened = Shell(folder, shell_environment(tmp_path / "studies", journey_cache))
+    opened = Shell(folder, shell_environment(tmp_path / "studies", journey_cache, journey_model))
     yield opened
     opened.close()
     assert left_behind(opened.family) == []

@@ -1,14 +1,13 @@
 """A person's own text, settings and pretrained model, from a search to a model in a folder that transformers loads."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from results.winner import winner_of
 from tests.journeys.conftest import Shell, purposes, study_agrees
+from tests.narrow import narrow_model
 from trainable.data.corpus import language_reference
-from trainable.model.model_names import model_folder
 
 SETTINGS = """
 # What my script trains with.
@@ -28,12 +27,10 @@ print(model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] - ids.shap
 
 
 def test_from_own_settings_and_model_to_a_better_model_in_a_folder(shell: Shell, space: Path, tmp_path: Path) -> None:
-    folder = model_folder("tiny")
-    assert folder is not None
-    shutil.copytree(folder, tmp_path / "my-gpt2")
+    narrow_model(tmp_path).rename(tmp_path / "my-gpt2")
     (tmp_path / "qa.txt").write_text(language_reference()[:400_000], encoding="utf-8")
     (tmp_path / "mine.env").write_text(SETTINGS, encoding="utf-8")
-    shell("export SEEDS=2 TOP=1 BUDGET_TOKENS=3072")
+    shell("unset GPT2_MODEL_NAME; export SEEDS=2 TOP=1 BUDGET_TOKENS=3072")
     own = f"GPT2_MODEL_NAME={tmp_path}/my-gpt2 TRAINING_DATA_SOURCE={tmp_path}/qa.txt"
     searched = shell(f"make search SPACE={space} BASELINE={tmp_path}/mine.env {own} STUDY=mine")
     study = shell.study("mine")

@@ -65,7 +65,7 @@ def test_the_story_begins_with_what_its_numbers_cannot_come_from(log: Path) -> N
     assert "labels shifted twice" in start.summary
     assert "a fault in labels or weights, not the learning rate" in plateau.summary
     assert spike.steps == (2000, 2500)
-    assert "9.5846 at step 2000" in spike.evidence
+    assert "before step 2000, 9.5846 at step 2000, its peak" in spike.evidence
     assert "back at its level by step 2500" in spike.summary
     assert "the loss the run started with" in spike.evidence
     assert "from 1.05 to 0.62 steps/s" in slow.summary

@@ -18,6 +18,8 @@ from results.study.folder import Study
 from results.study.lock import hold
 from results.study.planned_run import Row
 from results.study.tables import METRICS, TRIALS, write_table
+from spaces.overrides import Settings
+from spaces.read.load import load_space
 from tests.results.confirmed import add_attempt
 from tests.results.report_study import make_report_study
 from trainable.config import DOCUMENTED
@@ -302,6 +304,21 @@ def test_a_schedule_that_the_winner_dropped_is_a_change(
         "lr_schedule": ("wsd", "constant"),
         "warmup_frac": (0.1, None),
     }
+
+
+def test_the_warm_up_of_a_schedule_that_the_baseline_has_added_is_shown(
+    tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
+) -> None:
+    space = load_space("smoke")
+    own = replace(DOCUMENTED, batch_size=4, block_size=32, lr_schedule="wsd", warmup_steps=200)
+    names = ("name", "path", "description", "toml")
+    document = make_document("s", space={name: getattr(space, name) for name in names})
+    document["settings"] = asdict(Settings(baseline=("mine", own)))
+    trials = [make_trial(0, "completed", 4.0, **asdict(own)), make_trial(1, "completed", 4.5, batch_size=4)]
+    facts = report_facts(write_study(tmp_path / "s", document, trials))
+    assert ["warmup_frac" in trial["searched"] for trial in facts["trials"]] == [False, False]
+    assert [trial["read"].get("warmup_frac") for trial in facts["trials"]] == [0.1, None]
+    assert "| wsd | 0.1 |" in markdown(facts)
 
 
 def test_a_warm_up_of_the_same_share_is_no_change(

@@ -8,6 +8,9 @@ import struct
 from pathlib import Path
 
 import pytest
+from rich.box import ASCII, DOUBLE, HEAVY_HEAD, HORIZONTALS, MARKDOWN, ROUNDED, SIMPLE, Box
+from rich.console import Console
+from rich.table import Table
 
 from results.diagnosis.logs import training_log
 from results.diagnosis.logs.lines import read_line, with_decimal_points
@@ -415,7 +418,49 @@ def test_bits_per_byte_alone_are_shown_in_nats_per_byte(log: Path) -> None:
     # Beside a loss they say the same in another unit.
     trace = read(log, BITS.replace("| lr", "| loss 3.30 | lr"))
     assert set(trace.train_loss) == {3.30}
-    assert trace.series("val_loss") == ([], [])
+    assert trace.val_loss[-1] == pytest.approx(1.205 * 3.30 / 1.01)
+
+
+def test_nanochats_bits_are_shown_in_nats_per_token_by_the_first_training_loss(log: Path) -> None:
+    lines = (
+        f"Step {step:05d} | Validation bpb: {3 - step / 10:.6f}\n"
+        f"step {step:05d}/00020 (1.00%) | loss: {10 - step / 4:.6f} | lrm: 1.00 | dt: 512.33ms | tok/sec: 1,023,221\n"
+        for step in range(0, 20, 5)
+    )
+    trace = read(log, "".join(lines) + "Minimum validation bpb: 1.234567\n")
+    assert trace.train_loss == (10, 8.75, 7.5, 6.25)
+    assert trace.val_loss == pytest.approx([10 / 3 * bits for bits in (3, 2.5, 2, 1.5)])
+
+
+@pytest.mark.parametrize(("name", "nothing"), [("bpb", "0.0000"), ("bpb", "nan"), ("ppl", "nan"), ("ppl", "0.00")])
+def test_what_stands_for_no_perplexity_and_no_bits_is_none(log: Path, name: str, nothing: str) -> None:
+    rows = (f"step {step} loss 3.5 val_{name} {nothing if step % 10 else 3.6} | ok\n" for step in range(60))
+    assert counts(read(log, "".join(rows))) == (60, 6)
+
+
+@pytest.mark.parametrize(
+    "name", ["best val ppl", "best_val_ppl", "min val bpb", "best loss", "minimum validation loss"]
+)
+def test_the_best_loss_so_far_is_none_of_the_rows(log: Path, name: str) -> None:
+    trace = read(log, "".join(f"step {step} | train loss 3.{step} | {name} 2.5 | ok\n" for step in range(10, 30)))
+    assert counts(trace) == (20, 0)
+
+
+def test_a_log_in_capitals_is_read(log: Path) -> None:
+    trace = read(log, "".join(f"STEP {step} TRAIN 3.{step} VAL 3.5\n" for step in range(10, 30)))
+    assert counts(trace) == (20, 20)
+
+
+@pytest.mark.parametrize("box", [HEAVY_HEAD, ROUNDED, DOUBLE, SIMPLE, MARKDOWN, HORIZONTALS, ASCII])
+def test_a_table_that_is_drawn_is_read_cell_by_cell(log: Path, box: Box) -> None:
+    table = Table("step", "train loss", "val loss", "lr", box=box, title="run")
+    for step in range(10, 50):
+        table.add_row(str(step), f"3.{step}", "" if step % 10 else "3.5", "2e-05")
+    with log.open("w") as file:
+        Console(file=file, width=80).print(table)
+    trace = read_training_log(log)
+    assert counts(trace) == (40, 4)
+    assert (trace.train_loss[1], set(trace.learning_rate)) == (3.11, {2e-05})
 
 
 def test_a_loss_that_is_said_to_be_in_bits(log: Path) -> None:

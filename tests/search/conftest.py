@@ -4,7 +4,6 @@ import ctypes
 import io
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,9 @@ from results.study.folder import Study
 from search.options import KNOWN
 from tests import running
 from tests.faults.common import QUICK_SPACE, Place
+from tests.narrow import narrow_model
 from tests.running import Ran, Running, search
+from trainable.data.corpus import language_reference
 
 if TYPE_CHECKING:
     from trainable.run import RunSpec
@@ -133,19 +134,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 400 kB of sentences, each once, over 2,000 words of which some are far more frequent than others."""
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnoprstuvw", k=draw.randint(2, 9))) for _ in range(2000)]
-    weights = [1 / (rank + 5) for rank in range(len(words))]
-    lines = [" ".join(draw.choices(words, weights, k=draw.randint(6, 14))) + ".\n" for _ in range(6500)]
+    """English, 400 kB."""
     path = tmp_path_factory.mktemp("text") / "sentences.txt"
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text(language_reference()[:400_000], encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="session")
-def spec(text_file: Path, cache: Path) -> "RunSpec":
-    """The fixed part of a run of the tiny model on that text, on the CPU."""
+def spec(text_file: Path, cache: Path, narrow: Path) -> "RunSpec":
+    """The fixed part of a run of the small model on that text, on the CPU."""
     from search.options import Options
     from search.setup.inputs import check_inputs, load_inputs
 
@@ -154,7 +151,7 @@ def spec(text_file: Path, cache: Path) -> "RunSpec":
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(cache))
-        options = Options(training_data_source=text_file, gpt2_model_name="tiny-scratch", device="cpu")
+        options = Options(training_data_source=text_file, gpt2_model_name=str(narrow), device="cpu")
         inputs = check_inputs(options, progress=silent)
         loaded = load_inputs(inputs, block_size=32, eval_tokens=256, progress=silent)
     return loaded.spec
@@ -173,15 +170,20 @@ def environment(shared_environment: Environment, studies: Path) -> Environment:
 
 
 @pytest.fixture(scope="session")
-def shared_environment(text_file: Path, cache: Path) -> Environment:
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small pretrained model."""
+    return narrow_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def shared_environment(text_file: Path, cache: Path, narrow: Path) -> Environment:
     """The environment of a command, but for its studies."""
     kept = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH")
     return {
         **{name: os.environ[name] for name in kept if name in os.environ},
         "CACHE_DIR": str(cache),
         "TRAINING_DATA_SOURCE": str(text_file),
-        # The text is of made-up words, which a pretrained model does not know.
-        "GPT2_MODEL_NAME": "tiny-scratch",
+        "GPT2_MODEL_NAME": str(narrow),
         "DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",

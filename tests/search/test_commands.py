@@ -221,7 +221,7 @@ def test_two_logs_of_one_name_have_a_picture_each(run_here: Any, tmp_path: Path)
 
 
 def test_a_text_that_audit_cleaned_passes_the_preflight_that_the_one_before_did_not(
-    run_here: Any, text_file: Path, tmp_path: Path
+    run_here: Any, text_file: Path, narrow: Path, tmp_path: Path
 ) -> None:
     source, clean, text = tmp_path / "with copies.txt", tmp_path / "clean one.txt", text_file.read_text()
     source.write_text(text + text[:60_000])
@@ -232,7 +232,7 @@ def test_a_text_that_audit_cleaned_passes_the_preflight_that_the_one_before_did_
     (step,) = audited.document["next"]
     make, search, *words = shlex.split(step["command"])
     assert (make, search, words[0]) == ("make", "search", "SPACE=plateau")
-    assert words[1:] == [f"TRAINING_DATA_SOURCE={clean}", "GPT2_MODEL_NAME=tiny-scratch"]
+    assert words[1:] == [f"TRAINING_DATA_SOURCE={clean}", f"GPT2_MODEL_NAME={narrow}"]
     assert run_here("preflight", *words).code == 0
 
 

@@ -357,14 +357,9 @@ def test_a_shape_that_runs_out_of_memory_gets_a_time_and_the_others_theirs(monke
             seen.append(config.batch_size)
             fits = config.batch_size < 64
             first_s = 0.4 if len(seen) == 1 else 0.1  # the machine was slow for once
-            yield Probe(
-                count=2,
-                threads=1,
-                tokens_per_s=1.0,
-                peak_memory_bytes=0,
-                step_s=first_s * config.batch_size if fits else None,
-                evaluation_s=0.5 / len(seen) if fits else None,
-            )
+            step_s, evaluation_s = first_s * config.batch_size, 0.5 / len(seen)
+            measured = Probe(count=2, threads=1, tokens_per_s=1.0, step_s=step_s, evaluation_s=evaluation_s)
+            yield measured if fits else Probe(count=2, threads=1)
 
     monkeypatch.setattr("trainable.device.speed_probe.probes", probes)
     loaded: Any = type("Loaded", (), {"spec": None})

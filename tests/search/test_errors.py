@@ -190,12 +190,12 @@ CHEAP = [
 
 WITH_TORCH = [
     ("run TRAINING_DATA_SOURCE={}/short.txt", "the corpus is too short"),
-    ("run BLOCK_SIZE=2048 BUDGET_TOKENS=8M", "is longer than the 1024 positions of GPT2_MODEL_NAME=tiny"),
+    ("run BLOCK_SIZE=2048 BUDGET_TOKENS=8M", "is longer than the 256 positions of GPT2_MODEL_NAME="),
     (
         "train EVAL_BLOCK_SIZE=2048",
-        "tiny-scratch. Set EVAL_BLOCK_SIZE, or the space's [evaluation] block_size, to 1024 or less",
+        "narrow. Set EVAL_BLOCK_SIZE, or the space's [evaluation] block_size, to 256 or less",
     ),
-    ("train BLOCK_SIZE=2048", "block_size=2048 is longer than the 1024 positions of GPT2_MODEL_NAME=tiny"),
+    ("train BLOCK_SIZE=2048", "block_size=2048 is longer than the 256 positions of GPT2_MODEL_NAME="),
     ("train CHECKPOINT_PATH={}/cut.pt", "cut.pt is damaged or not a file of torch.save"),
     ("train CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),
     ("run SPACE=smoke CHECKPOINT_PATH={}/bomb.pt", "was refused and nothing of it ran: it holds Python objects"),

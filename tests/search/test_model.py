@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from results.study.folder import Study
+from search.cluster.study_storage import model_checkpoint
 from search.options import parse_options, read_options
 from search.setup.reopen import with_inputs_of
 from search.setup.train_plan import with_winner_of
@@ -83,7 +84,7 @@ def test_diagnose_finds_nothing_wrong_with_the_folder(run_here: Any, study: Stud
 
 
 def test_train_goes_on_from_the_winners_checkpoint(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search from a checkpoint sets WEIGHTS_ONLY, which starts at step 0, and each one the rate that hold keeps."""
     monkeypatch.setenv("STUDIES_DIR", str(tmp_path))
@@ -93,7 +94,7 @@ def test_train_goes_on_from_the_winners_checkpoint(
     for words in (["RESUME_STEPS=4"], ["RESUME_STEPS=4", "RESUME_LR=hold"]):
         options = with_winner_of(read_options(["STUDY=two", *words]))
         assert (options.checkpoint_path, options.weights_only, options.hyperparameters) == (checkpoint, False, {})
-        assert options.texts["GPT2_MODEL_NAME"] == "tiny-scratch"
+        assert options.texts["GPT2_MODEL_NAME"] == str(narrow)
     stored = tmp_path / "store" / "two" / "checkpoints" / "1"
     copy.study_json.write_text(json.dumps({**copy.document(), "storage": str(tmp_path / "store")}))
     shutil.move(copy.checkpoint_dir(1), stored)
@@ -101,7 +102,7 @@ def test_train_goes_on_from_the_winners_checkpoint(
     shutil.move(stored, copy.checkpoint_dir(1))
     later = copy.checkpoint_dir(1) / "step_100000000.pt"
     later.touch()
-    assert last_checkpoint(copy, 1) == later
+    assert last_checkpoint(copy, 1, str(tmp_path / "store")) == later
     later.unlink()
     for words, message in (
         (["RESUME_STEPS=4", "BUDGET_TOKENS=1M"], "BUDGET_TOKENS and RESUME_STEPS set the length of the same run"),
@@ -110,9 +111,15 @@ def test_train_goes_on_from_the_winners_checkpoint(
         with pytest.raises(UserError, match=message):
             with_winner_of(read_options(["STUDY=two", *words]))
         shutil.rmtree(copy.checkpoint_dir(1), ignore_errors=True)
-    copy.study_json.write_text(json.dumps({**copy.document(), "storage": str(tmp_path / ("n" * 300))}))
-    with pytest.raises(OSError, match="too long"):  # it cannot be reached, which is not to be empty
-        last_checkpoint(copy, 1)
+    far = str(tmp_path / ("n" * 300))  # it cannot be reached, which is not to be empty
+    copy.study_json.write_text(json.dumps({**copy.document(), "storage": far}))
+    assert "make model STUDY=two" in [step.command for step in next_steps(copy)]
+    with pytest.raises(UserError, match=r"which cannot be reached \(File name too long\)\. Set STORAGE to where they"):
+        with_winner_of(read_options(["STUDY=two", "RESUME_STEPS=4"]))
+    with pytest.raises(UserError, match=r"cannot be read: File name too long\. Set STORAGE to where they are\."):
+        with_winner_of(read_options(["STUDY=two", "RESUME_STEPS=4", f"STORAGE={far}"]))
+    with pytest.raises(UserError, match=r"cannot be read: File name too long\. Set STORAGE to where they are\."):
+        model_checkpoint(copy, far, copy.trials()[1])
 
 
 def test_without_a_checkpoint_it_says_what_trains_the_model_again(

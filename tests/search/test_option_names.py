@@ -96,6 +96,8 @@ def test_a_path_of_the_shells_folder_is_told_to_who_calls_make_from_there(
     told = with_place(refused, {"TRAINING_DATA_SOURCE", "STUDY"})
     assert told == f"{refused} With -C make reads paths in {here}: 'TRAINING_DATA_SOURCE={there}/qa.txt'"
     assert with_place(refused, ()) == refused
+    monkeypatch.setenv("OPTUNA_STORAGE", "qa.txt")
+    assert f"OPTUNA_STORAGE={there}/qa.txt" in with_place("OPTUNA_STORAGE='qa.txt' must be", {"OPTUNA_STORAGE"})
     monkeypatch.setenv("STUDY", "qa.txt")
     assert with_place("no study named 'qa.txt'", {"STUDY"}) == "no study named 'qa.txt'"
     (here / "qa.txt").touch()

@@ -44,6 +44,12 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def environment(shared_environment: Any, studies: Path) -> dict[str, str]:
+    """With a model whose trials take long enough to be killed in the middle."""
+    return {**shared_environment, "STUDIES_DIR": str(studies), "GPT2_MODEL_NAME": "tiny-scratch"}
+
+
+@pytest.fixture(scope="module")
 def alone(run_here: Any, studies: Path, space: Path) -> Study:
     """The study as it ends when nothing happens to it."""
     ran = run_here("run", f"SPACE={space}", "STUDY=alone", PLANNED, *ON_ONE_SLOT)

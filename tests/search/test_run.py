@@ -237,7 +237,9 @@ def test_nothing_else_is_left_in_the_study(searched: Any, trials: list[dict[str,
     assert steps == {f"{row['trial_id']}.parquet" for row in trials if row["optimizer_steps"]}
 
 
-def test_the_document_is_enough_to_run_the_study_again(searched: Any, trials: list[dict[str, Any]]) -> None:
+def test_the_document_is_enough_to_run_the_study_again(
+    searched: Any, trials: list[dict[str, Any]], narrow: Path
+) -> None:
     document = searched.study.document()
     space = space_from_tables(tomllib.loads(document["space"]["toml"]), name="own", path="own.toml")
     assert document["space"]["toml"] == searched.space_path.read_text()
@@ -253,7 +255,7 @@ def test_the_document_is_enough_to_run_the_study_again(searched: Any, trials: li
     assert document["scheduler"]["reduction_factor"] == 2
     assert document["seed"] == 0
     assert document["settings"]["pins"] == {}
-    assert document["model"] == "tiny-scratch"
+    assert document["model"] == str(narrow)
     assert document["checkpoint_path"] is None
     assert document["device"]["type"] == "cpu"
     assert document["device"]["slots"] == 2

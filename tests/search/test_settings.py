@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from search.options import Options, read_options
 from search.setup.settings import differences, planned_space, read_settings, space_file_differences
-from spaces.overrides import Settings, space_of_kind
+from spaces.overrides import SETTINGS, Settings, space_of_kind
 from spaces.read.load import load_space
 from spaces.space import SearchSpace
 from trainable.config import BEFORE
@@ -94,9 +95,9 @@ def test_a_document_that_this_version_would_plan_otherwise_is_refused() -> None:
 
 def test_the_settings_of_a_study_are_json_and_back() -> None:
     settings = Settings(trials=3, pins={"seed": 4}, baseline=("before", BEFORE), compare="before")
-    assert Settings.from_json(json.loads(json.dumps(asdict(settings)))) == settings
-    with pytest.raises(TypeError):
-        Settings.from_json({**asdict(settings), "more": 1})
+    assert SETTINGS.validate_python(json.loads(json.dumps(asdict(settings)))) == settings
+    with pytest.raises(ValidationError):
+        SETTINGS.validate_python({**asdict(settings), "more": 1})
 
 
 @pytest.mark.parametrize(

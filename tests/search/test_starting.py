@@ -27,14 +27,14 @@ def test_an_odd_path_a_long_tmpdir_a_dead_proxy_no_home_no_init_and_a_closed_pip
 
 
 @pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
+def no_ray(monkeypatch: pytest.MonkeyPatch, text_file: Path, narrow: Path) -> None:
     """A machine on which Ray does not come up."""
 
     def refuse(**asked: object) -> None:
         raise RuntimeError("Failed to start GCS")
 
     monkeypatch.setattr("ray.init", refuse)
-    for name, value in (("GPT2_MODEL_NAME", "tiny-scratch"), ("TRAINING_DATA_SOURCE", str(text_file))):
+    for name, value in (("GPT2_MODEL_NAME", str(narrow)), ("TRAINING_DATA_SOURCE", str(text_file))):
         monkeypatch.setenv(name, value)
 
 

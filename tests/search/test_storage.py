@@ -290,6 +290,12 @@ def test_only_what_has_changed_is_copied(tmp_path: Path) -> None:
     assert (storage / "one" / "steps" / "3.parquet").read_text() == "more steps"
     assert not (storage / "one" / "study.json").exists()
     assert not (storage / "one" / ".holder.json").exists()
+    study.best_env.write_text("BATCH_SIZE=8")
+    (storage / "one" / "steps" / "3.parquet").unlink()
+    # Another mirror of the same process, as for the report at the end.
+    TableMirror(study, str(storage), said.append).close()
+    assert [path.name for path in (storage / "one").iterdir() if path.is_file()] == ["best.env"]
+    assert not (storage / "one" / "steps" / "3.parquet").exists()
     assert said == []
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -47,14 +48,26 @@ TINY = {
 Train = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences over 2,000 made-up words, some far more frequent than others: a dozen steps lower the loss on them."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnoprstuvw", k=draw.randint(2, 9))) for _ in range(2000)]
+    weights = [1 / (rank + 5) for rank in range(len(words))]
+    lines = [" ".join(draw.choices(words, weights, k=draw.randint(6, 14))) + ".\n" for _ in range(6500)]
+    path = tmp_path_factory.mktemp("text") / "made-up.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def train_one(
-    text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made_up: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, Any]]:
     """Return a function that runs `train --json` and returns its document, the exit code and the log in it."""
     # Its checks have tests of their own and take longer than these runs.
     monkeypatch.setattr("search.commands.train_command.check_preflight", lambda *args: None)
-    monkeypatch.setenv("TRAINING_DATA_SOURCE", str(text_file))
+    monkeypatch.setenv("TRAINING_DATA_SOURCE", str(made_up))
 
     def run(**changes: str) -> dict[str, Any]:
         words = [f"{name}={value}" for name, value in {**TINY, **changes}.items()]
@@ -67,9 +80,10 @@ def train_one(
 
 
 @pytest.fixture(scope="module")
-def whole(run_here: Any) -> dict[str, Any]:
+def whole(run_here: Any, made_up: Path) -> dict[str, Any]:
     """A run of TINY from its start to its end, which the tests look at and go on from."""
-    ran = run_here("train", "--json", "STUDY=whole", "SKIP_PREFLIGHT=1", **{**TINY, "GPT2_MODEL_NAME": "tiny"})
+    inputs = {"TRAINING_DATA_SOURCE": str(made_up), "GPT2_MODEL_NAME": "tiny"}
+    ran = run_here("train", "--json", "STUDY=whole", "SKIP_PREFLIGHT=1", **{**TINY, **inputs})
     return {**ran.document, "code": ran.code, "log": ran.stderr}
 
 
@@ -109,6 +123,20 @@ def test_a_run_from_its_start_to_its_end(whole: dict[str, Any]) -> None:
     assert (document["kind"], document["model"], document["seed"]) == ("train", "tiny", 5)
     assert "no study is named whole yet: the variables' configuration is trained under that name" in ran["log"]
     assert document["evaluation"]["tokens"] == 256
+
+
+def test_a_misspelt_study_is_no_new_run(whole: dict[str, Any], run_here: Any) -> None:
+    studies, loads = str(study_of(whole).path.parent), {"TRAINING_DATA_SOURCE": "/nowhere"}
+    refused = run_here("train", "STUDY=whoel", STUDIES_DIR=studies)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "no study is named 'whoel'. Did you mean 'whole'? To train the documented configuration" in refused.stderr
+    # Its own settings make a run one of its own, and a name like no other's a new one.
+    for words, said in (
+        (["STUDY=whole-2", "DROPOUT=0"], "is trained under that name. Did you mean 'whole'?\n"),
+        (["STUDY=mine"], "no study is named mine yet: the variables' configuration is trained under that name\n"),
+    ):
+        began = run_here("train", *words, STUDIES_DIR=studies, **loads)
+        assert (said in began.stdout, "TRAINING_DATA_SOURCE=/nowhere" in began.stderr) == (True, True)
 
 
 def test_resume_says_how_a_run_of_train_goes_on(whole: dict[str, Any], run_here: Any) -> None:
@@ -426,8 +454,9 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on_exactly(
     assert [row["optimizer_steps"] for row in step_rows(cut)] == list(range(1, 8))
     # kill -9 leaves the same run, unmarked.
     write_table(study_of(cut).trials_path, [{**study_of(cut).trials()[0], "status": "running"}], TRIALS)
-    typed = " EVAL_INTERVAL=4 CHECKPOINT_INTERVAL=6 'SAVE_MODEL=my model'"
-    assert f"{next_steps(study_of(cut))[0].command}{typed}" == cut["next"][0]["command"]
+    goes_on = next_steps(study_of(cut))[0].command
+    assert goes_on == cut["next"][0]["command"]
+    assert f" EVAL_INTERVAL=4 CHECKPOINT_INTERVAL=6 'SAVE_MODEL={Path.cwd()}/my model'" in goes_on
     # What is printed next names the text and the evaluation, which were typed for that command alone.
     monkeypatch.delenv("TRAINING_DATA_SOURCE")
     printed = dict(word.split("=", 1) for word in shlex.split(cut["next"][0]["command"]) if "=" in word)

@@ -171,18 +171,14 @@ def make_spec(corpus: "Corpus", model_folders: dict[str, Path]) -> Callable[...,
 
 @pytest.fixture
 def check_model(
-    corpus: "Corpus", tokenizer: "Tokenizer", make_trial: Callable[..., TrialConfig]
+    make_spec: Callable[..., "RunSpec"], tokenizer: "Tokenizer", make_trial: Callable[..., TrialConfig]
 ) -> Callable[..., dict[str, "Check"]]:
     """Return a function that checks a model with random weights and gives the checks by name."""
-    from trainable.evaluation import EvalProtocol
     from trainable.preflight.training import Setup, check_model_setup
 
     def check(model: "PreTrainedModel", config: TrialConfig | None = None) -> dict[str, "Check"]:
         config = config or make_trial()
-        protocol = EvalProtocol(block_size=16, tokens=256)
-        setup = Setup(
-            corpus=corpus, tokenizer=tokenizer, config=config, largest=config, protocol=protocol, origin="random"
-        )
+        setup = Setup(spec=make_spec(), tokenizer=tokenizer, config=config, largest=config, origin="random")
         return {check.name: check for check in check_model_setup(model, setup)}
 
     return check

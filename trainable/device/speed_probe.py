@@ -1,5 +1,6 @@
 """How fast several runs are side by side on one device: seconds of the real loop, each in a process of its own."""
 
+import math
 import multiprocessing
 import signal
 import time
@@ -29,28 +30,18 @@ ENDLESS_STEPS = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """The speed of several runs at once."""
+    """The speed of one run, or of several at once; the defaults are of those of which one failed."""
 
     count: int
     threads: int
     """CPU threads of each."""
-    tokens_per_s: float
-    """Of all together; 0 when one of them failed."""
-    peak_memory_bytes: int
+    tokens_per_s: float = 0.0
+    """Of all together."""
+    step_s: float = math.inf
+    """Of a step, the mean over the runs."""
+    evaluation_s: float = math.inf
+    peak_memory_bytes: int = 0
     """Of a CUDA device, by the process that took most, its context and what it reserved included; 0 elsewhere."""
-    step_s: float | None = None
-    """Of a step, the mean over the runs; None when one of them failed."""
-    evaluation_s: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """The speed of one run."""
-
-    tokens_per_s: float
-    step_s: float
-    evaluation_s: float
-    peak_memory_bytes: int
 
 
 def probe(spec: RunSpec, config: TrialConfig, *, count: int, threads: int, seconds: float = PROBE_S) -> Probe:
@@ -90,27 +81,28 @@ def probes(
             processes.append(process)
         for _ in configs:
             measured = [_received(reader, barrier) for reader in readers]
-            through = [one for one in measured if one is not None]
-            is_through = len(through) == count
-            yield Probe(
-                count=count,
-                threads=threads,
-                tokens_per_s=sum(one.tokens_per_s for one in through) if is_through else 0.0,
-                peak_memory_bytes=max((one.peak_memory_bytes for one in through), default=0),
-                step_s=fmean(one.step_s for one in through) if is_through else None,
-                evaluation_s=fmean(one.evaluation_s for one in through) if is_through else None,
-            )
+            whole = [one for one in measured if one is not None]
+            together = Probe(count=count, threads=threads)
+            if len(whole) == count:
+                together = replace(
+                    together,
+                    tokens_per_s=sum(one.tokens_per_s for one in whole),
+                    step_s=fmean(one.step_s for one in whole),
+                    evaluation_s=fmean(one.evaluation_s for one in whole),
+                    peak_memory_bytes=max(one.peak_memory_bytes for one in whole),
+                )
+            yield together
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _received(reader: Connection, barrier: Any) -> _Measured | None:
+def _received(reader: Connection, barrier: Any) -> Probe | None:
     """Return what a process sends next; None when it ran out of memory, ended or hangs."""
     try:
         if reader.poll(TIMEOUT_S):
-            measured: _Measured | None = reader.recv()
+            measured: Probe | None = reader.recv()
             return measured
     except EOFError:
         pass
@@ -141,9 +133,7 @@ def _run(
         release_memory(device)
 
 
-def _measured(
-    spec: RunSpec, config: TrialConfig, seconds: float, barrier: Any, *, training_steps: int
-) -> _Measured | None:
+def _measured(spec: RunSpec, config: TrialConfig, seconds: float, barrier: Any, *, training_steps: int) -> Probe | None:
     """Return the speed of a run, None where it runs out of memory; either way it waits for those beside it."""
     has_waited = False
     try:
@@ -169,7 +159,9 @@ def _measured(
         if not has_waited:
             barrier.wait(TIMEOUT_S)
         return None
-    return _Measured(
+    return Probe(
+        count=1,
+        threads=torch.get_num_threads(),
         tokens_per_s=len(times_s) * config.tokens_per_step / elapsed_s,
         # The mean: a run takes the sum of its steps, the slow ones included.
         step_s=fmean(times_s),

@@ -49,15 +49,14 @@ def run_preflight(
     if isinstance(checkpoint, Path):
         checkpoint = read_checkpoint(checkpoint)
     setup = Setup(
-        corpus=spec.corpus,
+        spec=spec,
         tokenizer=tokenizer,
         config=config,
         largest=largest or config,
-        protocol=spec.protocol,
         origin=_origin(spec, checkpoint),
         available_bytes=available_bytes,
     )
-    checks = _checks(spec, setup, checkpoint, files, documents, room)
+    checks = _checks(setup, checkpoint, files, documents, room)
     del checkpoint
     try:
         while True:
@@ -96,7 +95,6 @@ def _next(checks: Generator[Check], device: torch.device) -> Check | None:
 
 
 def _checks(
-    spec: RunSpec,
     setup: Setup,
     checkpoint: Checkpoint | None,
     files: Sequence[Path],
@@ -104,7 +102,7 @@ def _checks(
     room: CheckpointRoom | None,
 ) -> Generator[Check]:
     """Yield the checks; checkpoint: the one to start from, which is kept alive no longer than it is needed."""
-    config = setup.config
+    spec, config = setup.spec, setup.config
     yield check_schedule(config)
     for shape in (config, setup.largest):
         check_corpus(spec.corpus, block_size=shape.block_size, eval_block_size=spec.protocol.block_size)

@@ -36,6 +36,7 @@ from trainable.preflight.offset_profile import offset_profile
 from trainable.preflight.optimizer_check import check_updates
 from trainable.preflight.optimizer_watch import OptimizerWatch
 from trainable.rows import StepRow
+from trainable.run import RunSpec
 from trainable.state import new_state
 
 EQUAL_FRAC = 1e-4
@@ -110,11 +111,10 @@ def check_first_steps(steps: FirstSteps) -> Check:
 class Setup:
     """What is to be trained, the model aside."""
 
-    corpus: Corpus
+    spec: RunSpec
     tokenizer: Tokenizer
     config: TrialConfig
     largest: TrialConfig
-    protocol: EvalProtocol
     origin: Origin
     available_bytes: int | None = None
     base: Predictions | None = None
@@ -136,7 +136,7 @@ class _Samples:
 
 def base_predictions(model: PreTrainedModel, setup: Setup) -> Predictions | None:
     """Return what a model predicts before a checkpoint is loaded into it; None where its tokenizer does not fit."""
-    ids = check_tokenizer_ids(setup.tokenizer, setup.corpus, model.get_input_embeddings().weight.shape[0])
+    ids = check_tokenizer_ids(setup.tokenizer, setup.spec.corpus, model.get_input_embeddings().weight.shape[0])
     if ids.status == "fail":
         return None
     return predict(model, _samples(model, setup, context_limit(model.config)).windows)
@@ -149,9 +149,9 @@ def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
     blocks = {
         "block_size": setup.config.block_size,
         "the largest block_size": setup.largest.block_size,
-        "eval_block_size": setup.protocol.block_size,
+        "eval_block_size": setup.spec.protocol.block_size,
     }
-    ids = check_tokenizer_ids(setup.tokenizer, setup.corpus, rows)
+    ids = check_tokenizer_ids(setup.tokenizer, setup.spec.corpus, rows)
     weights = check_finite_weights(model)
     yield ids
     yield check_block_sizes(limit, blocks)
@@ -168,7 +168,7 @@ def check_model_setup(model: PreTrainedModel, setup: Setup) -> Iterator[Check]:
 
 def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) -> Iterator[Check]:
     predictions = predict(model, samples.windows)
-    entropy = setup.corpus.unigram_entropy
+    entropy = setup.spec.corpus.unigram_entropy
     yield check_initial_loss(predictions, unigram_entropy=entropy, origin=setup.origin)
     if setup.origin == "random":
         yield skipped("checkpoint offsets", "the weights are random")
@@ -183,7 +183,7 @@ def _check_predictions(model: PreTrainedModel, setup: Setup, samples: _Samples) 
             "began as and CHECKPOINT_PATH to its weights",
         )
     yield check_causality(model, samples.windows[:2, :-1])
-    yield check_evaluation_repeats(model, eval_windows(setup.corpus.val, samples.protocol))
+    yield check_evaluation_repeats(model, eval_windows(setup.spec.corpus.val, samples.protocol))
 
 
 def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit: int | None) -> Iterator[Check]:
@@ -193,7 +193,7 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
         yield check_gradient_reach(model, cut)
         yield skipped("training steps, gradient slope and memory", "no weight can be trained")
         return
-    steps: FirstSteps = make_first_steps(model, setup.corpus, samples.step, samples.protocol)
+    steps: FirstSteps = make_first_steps(model, setup.spec.corpus, samples.step, samples.protocol)
     yield check_loop_loss(steps)
     yield check_first_steps(steps)
     yield check_gradient_reach(model, cut)
@@ -207,7 +207,7 @@ def _check_steps(model: PreTrainedModel, setup: Setup, samples: _Samples, limit:
         return
     yield check_memory(
         model,
-        setup.corpus,
+        setup.spec.corpus,
         setup.largest,
         samples.protocol,
         available_bytes=setup.available_bytes,
@@ -229,7 +229,7 @@ def _train_as(model: PreTrainedModel, config: TrialConfig, largest: TrialConfig)
 
 
 def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Samples:
-    corpus, config = setup.corpus, setup.config
+    corpus, config = setup.spec.corpus, setup.config
     small = sum(weight.numel() for weight in model.parameters()) <= SMALL_MODEL_WEIGHTS
     most = LONGEST_BLOCK if small else LONGEST_BLOCK_OF_LARGE
     longest = min(most, limit or most, len(corpus.train) - 1)
@@ -247,7 +247,7 @@ def _samples(model: PreTrainedModel, setup: Setup, limit: int | None) -> _Sample
         precision="fp32",
     )
     # Of a large model the arithmetic is looked at, not the study's own context: that costs nothing but time.
-    eval_block = min(setup.protocol.block_size, limit or most, *(() if small else (most,)))
+    eval_block = min(setup.spec.protocol.block_size, limit or most, *(() if small else (most,)))
     windows = eval_windows(corpus.train, EvalProtocol(block_size=block, tokens=count * (block // 2)))
     return _Samples(
         windows=windows,

@@ -82,8 +82,8 @@ _BOTH = _Pattern(
 _TERSE = _Pattern(rb"\A\s*(?:s:)?(\d+)\s+(train|val|trl|tel)[ :]\s*(%b)" % _NUMBER)
 """A row of llm.c's main.log, "s:250 tel:6.12", or of build-nanogpt's log.txt, "250 val 6.12"."""
 _PERPLEXITY = _Pattern(
-    rb"(?:(?<![\w])([a-z]++)[ _/.:-]{1,2})?(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)"
-    % (_ASSIGN, _NUMBER)
+    rb"(?:(?<![^\W_])([a-z]++)[ _/.:-]{1,2})?"
+    rb"(?<![a-z])(?:ppl|perplexity|(bp[bc]|bits[_ /]per[_ ](?:byte|char\w*)))%b(%b)" % (_ASSIGN, _NUMBER)
 )
 _IS_NAMED = _Pattern(rb"loss|ntropy|nll|ppl|perplexity|bp[bc]|bits")
 """What a text without losses mostly lacks: the patterns for them take twenty times as long."""
@@ -154,9 +154,8 @@ _TRAIN_WORDS = frozenset(b"train training ce xent batch step mean avg average cu
 _VERBS = (b"", b"is", b"was", b"value")
 _KNOWN_WORDS = VAL_WORDS | _TRAIN_WORDS | {b"loss", b"total", b"lm"}
 OTHER_WORDS = frozenset(
-    b"best min max lowest final last prev previous initial start scale scaler aux z kl moe balance balancing router reg"
-    b" target"
-    b" expected patience delta improved".split()
+    b"best min minimum max lowest final last prev previous initial start scale scaler aux z kl moe balance balancing"
+    b" router reg target expected patience delta improved".split()
 )
 LOSS_NAMES = ("train_loss", "val_loss", "train_perplexity", "val_perplexity", "train_bits", "val_bits")
 _losses_of = attrgetter(*LOSS_NAMES)
@@ -310,9 +309,7 @@ def _read_losses(row: LogRow, line: bytes) -> None:
     # "policy_loss -0.1 loss 0.3": what no name is known of is a part of the whole.
     for match in sorted(losses, key=lambda match: (match[1] or b"loss").lower() not in _KNOWN_WORDS):
         before, after = (match[1] or b"").lower(), (match[2] or b"").lower()
-        near = line[max(0, match.start() - 12) : match.start()].replace(b"_", b" ")
-        word_before = near.rstrip(b" -").rpartition(b" ")[2].lower()
-        words = {word_before, before, after}
+        words = {*_words_before(line, match), after}
         if words & OTHER_WORDS:
             continue
         if words & VAL_WORDS:
@@ -327,9 +324,10 @@ def _read_losses(row: LogRow, line: bytes) -> None:
             setattr(row, name, getattr(row, name) * math.log(2))
         unnamed = match.start(3) if after in _VERBS and before not in _TRAIN_WORDS else unnamed
     for match in _PERPLEXITY.finditer(line) if is_named else ():
-        side = "val" if (match[1] or b"").lower() in VAL_WORDS else "train"
-        _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
-    if not row.has_loss and row.step is not None and b"rain" in line:
+        if not (words := _words_before(line, match)) & OTHER_WORDS:
+            side = "val" if words & VAL_WORDS else "train"
+            _set(row, f"{side}_{'bits' if match[2] else 'perplexity'}", match, 3, line)
+    if not row.has_loss and row.step is not None and b"rain" in line.lower():
         # "step 10 | train 3.21 | val 3.40"
         for match in _BARE_LOSS.finditer(line):
             _set(row, "val_loss" if match[1].lower() in VAL_WORDS else "train_loss", match, 2, line)
@@ -339,6 +337,12 @@ def _read_losses(row: LogRow, line: bytes) -> None:
     if row.val_loss is not None and row.train_loss is None and row.train_perplexity is not None:
         # "val loss 3.21, ppl 24.8"
         row.val_perplexity, row.train_perplexity = row.val_perplexity or row.train_perplexity, None
+
+
+def _words_before(line: bytes, match: re.Match[bytes]) -> set[bytes]:
+    """The two words before a loss's or a perplexity's name: "best val loss" is none of the row's."""
+    near = line[max(0, match.start() - 12) : match.start()].replace(b"_", b" ")
+    return {near.rstrip(b" -").rpartition(b" ")[2].lower(), (match[1] or b"").lower()}
 
 
 def _set(row: LogRow, name: str, match: re.Match[bytes], group: int, line: bytes) -> None:

@@ -14,8 +14,11 @@ _ANNOUNCED = {"max_steps": "total_steps", "num_train_epochs": "epochs"}
 HEADER_LINES = 40
 """A table begins within so many lines, or the file is none."""
 _COLUMN_GAP = "  "
+_APART = re.compile(r"\S+(?:\s\S+)*")
 _DELIMITERS = (",", "\t", ";", "|", _COLUMN_GAP, " ")
 _MARKDOWN_RULE = re.compile(r"[\s|:+-]*-[\s|:+-]*")
+_BOX = {code: "|" if chr(code) in "│┃║╎╏┆┇┊┋" else "-" for code in range(0x2500, 0x2580)}
+"""The lines that rich and tabulate draw, as markdown has them."""
 
 
 def json_rows(text: str, metric: str) -> tuple[list[LogRow], dict[str, str]] | None:
@@ -77,7 +80,7 @@ def table_header(text: str, metric: str) -> tuple[int, str, list[str]] | None:
 
     metric: what TensorBoard's exported CSV calls "Value".
     """
-    lines = text.splitlines()[:HEADER_LINES]
+    lines = text.translate(_BOX).splitlines()[:HEADER_LINES]
     for number, line in enumerate(lines):
         for delimiter in _DELIMITERS:
             if delimiter not in line or (delimiter == " " and not _are_numbers(lines[number + 1 :][:1], line)):
@@ -98,11 +101,12 @@ def table_rows(text: str, header: tuple[int, str, list[str]]) -> Iterator[LogRow
     A header that comes again is left out.
     """
     skipped, delimiter, columns = header
-    lines = [line for line in text.splitlines()[skipped + 1 :] if line.strip()]
-    table = [cells for line in lines if not _MARKDOWN_RULE.fullmatch(line) and (cells := _cells(line, delimiter))]
+    header_line, *lines = text.translate(_BOX).splitlines()[skipped:]
+    lines = [line for line in lines if line.strip() and not _MARKDOWN_RULE.fullmatch(line)]
     if delimiter == _COLUMN_GAP:
-        # As pandas prints a table: its rows begin with a number that the header does not name.
-        table = [cells[len(cells) == len(columns) + 1 :] for cells in table]
+        table = [_cells_below(header_line, line) for line in lines]
+    else:
+        table = [cells for line in lines if (cells := _cells(line, delimiter))]
     numbers = [cell for cells in table for cell in cells if cell[:1].isdigit()]
     if not any("." in cell for cell in numbers):
         # Half of the world writes 3,21: where no point is in sight, a comma is one. Of a step it is thousands.
@@ -128,7 +132,7 @@ def _are_numbers(below: list[str], header: str) -> bool:
 
 def _cells(line: str, delimiter: str) -> list[str]:
     if delimiter == _COLUMN_GAP:
-        return re.split(r"\s{2,}", line.strip())
+        return _APART.findall(line)
     if delimiter == " ":
         return line.split()
     if delimiter == "|":
@@ -136,6 +140,22 @@ def _cells(line: str, delimiter: str) -> list[str]:
     # The module refuses a longer cell, and so may a longer line be one.
     line = line[: csv.field_size_limit()]
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _cells_below(header: str, line: str) -> list[str]:
+    """The cells of a line whose columns stand apart: where some are empty, each by the name that it is flush with."""
+    names, cells = list(_APART.finditer(header)), list(_APART.finditer(line))
+    if len(cells) >= len(names):
+        # As pandas prints a table: its rows begin with a number that the header does not name.
+        return [cell[0] for cell in cells][len(cells) == len(names) + 1 :]
+    row = [""] * len(names)
+    for cell in cells:
+        nearest = min(
+            range(len(names)),
+            key=lambda at: min(abs(names[at].start() - cell.start()), abs(names[at].end() - cell.end())),
+        )
+        row[nearest] = cell[0]
+    return row
 
 
 def _run_of(column: str) -> str:

@@ -44,6 +44,24 @@ def in_nats(rows: Sequence[LogRow], notes: list[str]) -> None:
             row.train_loss, row.val_loss = (bits and bits * math.log(2) for bits in (row.train_bits, row.val_bits))
         if any(row.has_loss for row in rows):
             notes.append("the losses are in bits per byte or character: they are shown in nats per byte or character")
+    if all(row.val_loss is None for row in rows):
+        _scale_val_bits(rows, notes)
+
+
+def _scale_val_bits(rows: Sequence[LogRow], notes: list[str]) -> None:
+    """Give validation losses in nats/token to rows that have bits per byte, where the training losses are per token.
+
+    How many bytes a token has, few such logs say. At the first evaluation the two losses are nearly one.
+    """
+    trained = [row for row in rows if row.train_loss is not None and math.isfinite(row.train_loss)]
+    first = next((row for row in rows if row.val_bits is not None and 0 < row.val_bits < math.inf), None)
+    if not trained or first is None:
+        return
+    nearest = min(trained, key=lambda row: abs(row.line - first.line))
+    scale = (nearest.train_loss or 0.0) / (nearest.train_bits or first.val_bits or math.inf)
+    for row in rows:
+        row.val_loss = row.val_bits and scale * row.val_bits
+    notes.append("the validation losses are in bits: the training loss at the first tells what they are in nats/token")
 
 
 def drop_carried(rows: Sequence[LogRow]) -> None:

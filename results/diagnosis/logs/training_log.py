@@ -59,7 +59,7 @@ MAX_DOCUMENT_BYTES = 1 << 28
 _RANK = re.compile(rb"\W{0,2}(?:default|(?:global[_ ]?|local[_ ]?)?rank)[ _:=]?(\d+)\b", re.I)
 """torchrun's prefix: each process says the same."""
 
-_TELLING = re.compile(rb"(?<![a-zA-Z])(?:[eE]?[vV]al(?!ue)|(?:nan|NaN|NAN|[iI]nf(?:inity)?)\b(?! iter))")
+_TELLING = re.compile(rb"(?<![a-zA-Z])(?:[eE]?[vV]al(?!ue)|E?VAL(?!UE)|(?:nan|NaN|NAN|[iI]nf(?:inity)?)\b(?! iter))")
 """What is read of every line, however long the log: evaluations, and losses that are not finite."""
 _HASH = 2_654_435_761  # Knuth's multiplicative hash: an even sample without the log's own rhythm
 _OWN = ("line", "run", "step", "is_bar", "iteration", "after_restart", "at_line_end")
@@ -299,8 +299,8 @@ class _Reader:
         self._close()
         rows = sorted([*self.rows.items, *self.evaluations.items], key=lambda row: row.line)
         drop_cut_numbers(rows)
-        drop_placeholders(rows)
         in_nats(rows, self.notes)
+        drop_placeholders(rows)
         drop_carried(rows)
         self.unit = number_rows(rows, self.total_steps, self.announced, self.notes)
         if are_mixed(rows):

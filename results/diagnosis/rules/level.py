@@ -16,6 +16,8 @@ from trainable.stability import DEFAULT_RULES
 HIDDEN_ROWS = 3
 RESUME_ROWS = 8
 JUMP_ROWS = 60
+GROWN_NORM, GROWTH, GROWTH_FRAC = 10.0, 100.0, 0.05
+"""(Least norm, times the first one, share of the rows at each end): a sound run's norm falls or grows a few times."""
 
 
 def level_findings(run: RunView) -> Iterator[Diagnosis]:
@@ -29,7 +31,8 @@ def level_findings(run: RunView) -> Iterator[Diagnosis]:
         # One finding for one rise.
         spikes = [spike for spike in spikes if not resume.steps[0] <= spike.step <= resume.steps[1]]
     of_spikes = spike_finding(run, spikes), poisoned(run, spikes)
-    yield from filter(None, (jump, divergence, nonfinite, resume, *of_spikes))
+    growth = _growing_norm(run) if divergence is nonfinite is None else None
+    yield from filter(None, (jump, divergence, nonfinite, resume, *of_spikes, growth))
 
 
 def _nonfinite(run: RunView) -> Diagnosis | None:
@@ -215,6 +218,27 @@ def _worse_than_start(run: RunView) -> Diagnosis | None:
         evidence=f"{rises[0][1]:.3f} at the end, {min(losses):.3f} at best; {run.peak_lr_words}",
         next_step=calmer(run),
         steps=(onset, run.last_step),
+    )
+
+
+def _growing_norm(run: RunView) -> Diagnosis | None:
+    """Judge a gradient norm that grows beside a loss that is sound, as yet."""
+    norms = run.grad_norm
+    rows = max(3, round(GROWTH_FRAC * len(norms)))
+    if len(norms) < 4 * rows:
+        return None
+    first, last = statistics.median(norms.values[:rows]), statistics.median(norms.values[-rows:])
+    if last < max(GROWN_NORM, GROWTH * first) or first <= 0:
+        return None
+    return Diagnosis(
+        kind="gradient_growth",
+        confidence=0.75,
+        summary=f"the gradient norm grows {last / first:.3g}-fold over the run to {last:.3g}; the loss is sound as yet",
+        evidence=f"the median of the first {rows} recorded norms is {first:.3g}, of the last {rows} {last:.3g}; "
+        f"{run.peak_lr_words}",
+        next_step="where the loss scaler of fp16 is on, log the norm after unscale_; otherwise log the norm of each "
+        "layer, try a third of the learning rate, and clip at norm 1.0",
+        steps=(norms.steps[0], norms.steps[-1]),
     )
 
 

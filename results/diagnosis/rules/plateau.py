@@ -24,7 +24,8 @@ TOO_LOW_SCRATCH = 5e-5
 HIGH_AT_ONCE = 2e-3
 """Without a warm-up."""
 TOO_LOW_FINE, TOO_HIGH_FINE = 2e-6, 1e-3
-NEGLIGIBLE_LR = 5e-7
+NEGLIGIBLE_LR, STILL_FRAC = 1e-6, 0.01
+"""A loss that changes by less than this share of itself stands still."""
 POLICY_NATS = 0.1
 MIN_STEPS, LONG_STEPS = 150, 2000
 """Of so many, micro-batches though they may be, random weights learn much at any rate that is meant for them."""
@@ -86,17 +87,18 @@ def _negligible_rate(run: RunView, others: list[Diagnosis]) -> Diagnosis | None:
     """Judge a loss that stands still at a rate too low for any weights, pretrained ones too."""
     rate, values = run.peak_lr, run.coarse.values
     third = len(values) // 3
-    if not third or not rate or rate > NEGLIGIBLE_LR or any("learning_rate" in one.kind for one in others):
+    # A resumed run may be the end of a schedule, whose peak it does not show.
+    if not third or not rate or rate > NEGLIGIBLE_LR or run.is_resumed:
         return None
-    first, last = statistics.fmean(values[:third]), statistics.fmean(values[-third:])
+    first, level, last = statistics.fmean(values[:third]), statistics.median(values), statistics.fmean(values[-third:])
     # A policy's loss stays near 0 however well it learns, and at such rates it does.
-    if abs(first - last) > 0.03 or abs(statistics.median(values)) < POLICY_NATS:
+    is_still = abs(first - last) < STILL_FRAC * level and level > POLICY_NATS
+    if not is_still or any("learning_rate" in one.kind for one in others):
         return None
     return Diagnosis(
         kind="plateau",
         confidence=0.8,
-        summary=f"the loss does not move from {statistics.median(values):.2f} nats/token: a learning rate of "
-        f"{rate:.1e} is too low",
+        summary=f"the loss hardly moves from {level:.2f} nats/token: a learning rate of {rate:.1e} is too low",
         evidence=f"mean of the first third {first:.4f}, of the last {last:.4f}",
         next_step=FINE_RATES,
         steps=(run.coarse.steps[0], run.last_step),

@@ -146,7 +146,9 @@ def spike_finding(run: RunView, spikes: Sequence[Spike]) -> Diagnosis | None:
     after = _aftermath(run, worst)
     like_start = _looks_set_back(run, worst)
     rate = _rate_at(run, worst.step) if _rate_is_high(run, worst) else None
-    said = [f"{worst.before:.4f} before, {worst.peak:.4f} at {run.unit} {worst.peak_step}"]
+    said = [
+        f"{worst.before:.4f} before {run.unit} {worst.step}, {worst.peak:.4f} at {run.unit} {worst.peak_step}, its peak"
+    ]
     if worst.peak_step in run.val.steps and worst.peak_step in run.train.steps and not run.is_dense:
         said.append(f"validation {run.val.near(worst.peak_step):.4f} there: the weights changed, not the batch")
     if like_start:

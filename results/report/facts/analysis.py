@@ -12,7 +12,6 @@ from spaces.domains import Choice, Domain, FloatRange, SearchParameter, near_poi
 from spaces.overrides import space_of_document
 from spaces.warmup import WARMUP_FRAC
 from trainable.config import HYPERPARAMETERS, SCHEDULES_WITH_WARMUP, TrialConfig, config_from
-from trainable.errors import UserError
 
 Row = dict[str, Any]
 
@@ -107,7 +106,7 @@ def searched_parameters(document: Row, trials: Sequence[Row]) -> tuple[tuple[Sea
     if document["kind"] == "search":
         try:
             return space_of_document(document)[0].parameters, True
-        except (UserError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError):
             pass  # Another version's space: the trials still show what differs among them.
     return _differing(trials), False
 

@@ -27,7 +27,7 @@ from results.words import budget_words, early_end_words, evaluation_words, label
 from spaces.budget import budget_of
 from spaces.domains import Choice, SearchParameter
 from spaces.warmup import WARMUP_FRAC
-from trainable.config import HYPERPARAMETERS
+from trainable.config import HYPERPARAMETERS, config_from
 from trainable.errors import count_words
 from trainable.rows import TrialStatus
 
@@ -246,15 +246,18 @@ def _trial_facts(document: Row, measured: Measured, winner_id: int | None) -> It
     for rank, trial in enumerate(ranking.leaderboard(measured.trials), 1):
         final = ranking.final_loss(trial)
         evaluations = measured.evaluations.get(trial["trial_id"], ())
+        values, reads, searched = parameter_values(trial), config_from(trial).reads, measured.values(trial)
         yield {
             **trial,
-            WARMUP_FRAC: parameter_values(trial)[WARMUP_FRAC],
+            WARMUP_FRAC: values[WARMUP_FRAC],
             "rank": rank,
             "is_best": trial["trial_id"] == winner_id,
             "val_loss_difference": None if final is None or goal is None else final - goal,
             "budget_frac": ranking.budget_frac(trial),
             "why": _why(trial, reduction, measured),
-            "searched": measured.values(trial),
+            "searched": searched,
+            # The warm-up of a schedule that the baseline has added is not searched, and yet the trial has it.
+            "read": {one.name: values[one.name] for one in measured.parameters if reads(one.name)} | searched,
             "rung_losses": [measured.loss_at(trial, tokens) for tokens in measured.rung_tokens],
             "evaluations": {
                 name: [row[name] for row in evaluations]

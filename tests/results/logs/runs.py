@@ -75,6 +75,7 @@ _GPT2 = "Loading pretrained gpt2"
 _DICTS = ("Trainer console", "axolotl", "unsloth")
 """These print no loss before the first step."""
 _CONSOLES = ("nanoGPT", "Trainer console")
+_WITH_NORMS = ("Trainer console", "trainer_state.json", "TensorBoard events", "axolotl")
 
 
 def _overfits(row: Row, *, turn: int, down: float, up: float) -> Row:
@@ -285,7 +286,18 @@ PLANTED: dict[str, Planted] = {
     "gradient norm 0": Planted(
         run=changed(course(3.9, 3.9), lambda row: replace(row, norm=0.0)),
         first="detached_gradients",
-        only=("Trainer console", "trainer_state.json", "TensorBoard events", "axolotl"),
+        only=_WITH_NORMS,
+    ),
+    "a gradient norm that grows beside a sound loss": Planted(
+        run=changed(FINE, lambda row: replace(row, norm=round(10 ** (3 * row.step / 2000), 3))),
+        first="gradient_growth",
+        says="the median of the first 3 recorded norms is 1.19, of the last 3 841",
+        only=_WITH_NORMS,
+    ),
+    "healthy, a gradient norm that grows tenfold": Planted(
+        run=changed(FINE, lambda row: replace(row, norm=round(10 ** (row.step / 2000), 3))),
+        first=None,
+        only=_WITH_NORMS,
     ),
     # ---- the rate
     "the rate stays though a cosine was announced": Planted(
@@ -306,6 +318,13 @@ PLANTED: dict[str, Planted] = {
     ),
     "a rate too low to move a pretrained model": Planted(
         run=course(3.4, 3.4, peak=1e-8, noise=0.01), first="plateau", says="too low", not_in=("mlx-lm",)
+    ),
+    "a rate that hardly moves a pretrained model": Planted(
+        run=course(3.40, 3.38, peak=1e-6), first="plateau", says="1.0e-06 is too low", not_in=("mlx-lm",)
+    ),
+    "healthy, at 1e-6, and it learns": Planted(run=course(0.9, 0.85, peak=1e-6, noise=0.005), first=None),
+    "healthy, the end of a schedule": Planted(
+        run=course(3.40, 3.39, peak=8e-7, first=1700, total=2000, every=10), first=None, not_in=_DICTS
     ),
     "the warm-up a second time": Planted(
         run=changed(FINE, lambda row: replace(row, rate=rate_at(row.step % 1000, 2000, 2e-5, 200))),
