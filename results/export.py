@@ -1,6 +1,7 @@
 """A study's winner in the formats of a shell, a program, a space file and make. It chooses and trains nothing."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -42,6 +43,8 @@ ENV_ORDER: tuple[str, ...] = (
 )
 """The exported variables. Those that a study did not set are exported empty, which counts as not set: an older value
 in the user's shell must not change the configuration."""
+_WITH_ITS_INPUTS = "to search it with this study's model and text:"
+_NOTES_OF_A_SPACE = re.compile(rf"\A# study .*\n(?:# .*\n)*?# {_WITH_ITS_INPUTS}.*\n+")
 _SCRIPTS = "training.py and training_resume.py"
 _SCRIPT_HYPERPARAMETERS = (
     *("BATCH_SIZE", "BLOCK_SIZE", "LEARNING_RATE", "LR_SCHEDULE", "TRAINING_STEPS"),
@@ -131,24 +134,23 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     best = _load(study, budget)
     document, own = best.document, best.document.get("space")
     before = space_from_toml(own["toml"], name=own["name"], path=own["path"]) if own else load_space("plateau")
-    text = tomlkit.parse(before.toml)
+    # Those of the export that the study searched are of another winner.
+    text = tomlkit.parse(_NOTES_OF_A_SPACE.sub("", before.toml))
     text.pop("baseline", None)
     studied = before
     with suppress(KeyError, TypeError, ValidationError):  # another version's study
         # What the study had pinned is searched no more, and what it had widened stays wide.
         studied = space_of_document(document)[0] if document["kind"] == "search" else before
-    settings = Settings(baseline=(before.name, best.config))
-    if budget is not None and budget.device_s is not None:
-        settings = replace(settings, device_s=budget.device_s)
-    elif budget is not None:
-        settings = replace(settings, budget_tokens=budget.tokens)
+    settings, in_file = Settings(baseline=(before.name, best.config)), budget or (budget_of(document) if own else None)
+    if in_file is not None and in_file.device_s is not None:
+        settings = replace(settings, device_s=in_file.device_s)
+        text["budget"] = {"device_minutes": in_file.device_s / 60}
+    elif in_file is not None:
+        settings = replace(settings, budget_tokens=in_file.tokens)
+        text["budget"] = {"tokens": in_file.tokens}
     # A budget that is too short for the largest shapes is refused here, with the least that works.
     after = with_overrides(studied, settings)
     _follow(text, before, after)
-    if own or budget is not None:
-        in_file = budget or budget_of(document)
-        time_s = in_file.device_s
-        text["budget"] = {"tokens": in_file.tokens} if time_s is None else {"device_minutes": time_s / 60}
     # What the winner does not read is within the domains. A space has no seed: SEED sets it for every trial.
     baseline = {n: v if best.config.reads(n) else getattr(after.baseline, n) for n, v in asdict(best.config).items()}
     share = None if best.config.has_warmup else after.baseline_params().get(WARMUP_FRAC)
@@ -156,7 +158,7 @@ def export_toml(study: Study, budget: Budget | None = None) -> str:
     text["baseline"] = {n: v for n, v in {**baseline, **warmup, "seed": None}.items() if v is not None}
     written = tomlkit.dumps(text)
     space_from_toml(written, name=before.name, path="the exported space")
-    inputs = f"to search it with this study's model and text: {search_command(document, 'SPACE=...')}"
+    inputs = f"{_WITH_ITS_INPUTS} {search_command(document, 'SPACE=...')}"
     return "".join(f"# {note}\n" for note in [*_notes(best), _plain(inputs)]) + "\n" + written.lstrip("\n")
 
 

@@ -188,7 +188,7 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     said = [f"{len(bad)} of {len(ended)} ended trials, learning rate {range_words(rates[0], rates[-1])}"]
     above = None
     if good_rates:
-        said.append(f"stable trials: {range_words(min(good_rates), max(good_rates))}")
+        said.append(f"others held at {range_words(min(good_rates), max(good_rates))}")
         above = _limit(rates, good_rates)
     reasons = sorted({_reason(trial) for trial in bad} - {""})
     said += [f"verdicts: {', '.join(reasons)}"] if reasons else []
@@ -200,7 +200,9 @@ def _unstable(study: Study, trials: Sequence[Row]) -> Iterator[Diagnosis]:
     next_step = "the learning rate is not the only cause: make preflight, then "
     next_step += f"make diagnose TARGET={study.name}/{bad[0]['trial_id']}"
     if above:
-        next_step = f"search learning rates up to about {value_words(above / 2)}, or give the schedule a warm-up"
+        rates_of_whole = [trial["learning_rate"] for trial in whole]
+        too_high = min(above, *(rate for rate in rates_of_whole if rate > max(good_rates)), math.inf)
+        next_step = f"search learning rates up to about {value_words(too_high / 2)}, or give the schedule a warm-up"
     elif not good_rates and rates[0] >= TOO_HIGH_LR:
         next_step = f"search learning rates up to about {TOO_HIGH_LR / 3:.0e}: these ruin any weights"
     yield Diagnosis(

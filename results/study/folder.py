@@ -6,6 +6,7 @@ import re
 import secrets
 import shlex
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from results.study.atomic import write_document
 from results.study.paths import expanded, shown
 from results.study.planned_run import Row
 from trainable.errors import UserError, as_user_error, did_you_mean, reason
-from trainable.regular_files import cannot_make, file_type, read_regular, sync_folder
+from trainable.regular_files import cannot_make, file_type, json_object, read_regular, sync_folder
 
 SCHEMA_VERSION = 3
 """Of study.json; other versions are refused."""
@@ -88,6 +89,12 @@ class Study:
         """The winner, for a program."""
         return self.path / "best.json"
 
+    @property
+    def holder_path(self) -> Path:
+        """Names the process that writes the study, while it does."""
+        # Not the lock file itself, which any process that asks for the lock may empty.
+        return self.path / ".holder.json"
+
     def document(self) -> dict[str, Any]:
         """Return study.json. Raises UserError when it is missing, cut short, another version's, or lacks a value."""
         where = shown(self.study_json)
@@ -111,8 +118,16 @@ class Study:
         return document
 
     def trials(self) -> list[Row]:
-        """Return the rows of trials.parquet by trial_id; none before the first trial. Raises UserError when damaged."""
-        return sorted(_rows(self.trials_path, "TRIALS"), key=lambda row: row["trial_id"])
+        """Return the rows of trials.parquet by trial_id; none before the first trial. Raises UserError when damaged.
+
+        A trial that ran when its study's process was killed is interrupted.
+        """
+        rows = sorted(_rows(self.trials_path, "TRIALS"), key=lambda row: row["trial_id"])
+        running = [row for row in rows if row["status"] == "running"]
+        if running and not self._is_written():
+            for row in running:
+                row["status"] = "interrupted"
+        return rows
 
     def metrics(self) -> list[Row]:
         """Return the rows of metrics.parquet by trial_id, then tokens_seen, as trials() does."""
@@ -121,6 +136,15 @@ class Study:
     def steps(self, trial_id: int) -> list[Row]:
         """Return the rows of a trial's optimizer steps, as trials() does."""
         return _rows(self.steps_path(trial_id), "STEPS")
+
+    def _is_written(self) -> bool:
+        """Return whether the process that said to hold the study is there; on another machine it is taken to be."""
+        import psutil
+
+        holder = json_object(self.holder_path)
+        if holder is None:
+            return False
+        return holder.get("host") != socket.gethostname() or holder.get("pid") in psutil.pids()
 
 
 def _rows(path: Path, schema: str) -> list[Row]:

@@ -92,14 +92,14 @@ def hold(study: Study) -> Iterator[None]:
         # On a full disk others are not told who holds the lock, but it holds.
         with suppress(OSError):
             holder = {**this_process(), "since": datetime.now(UTC).isoformat()}
-            write_atomic(_holder_path(study), json.dumps(holder).encode())
+            write_atomic(study.holder_path, json.dumps(holder).encode())
         # Only now: who does not hold the study may come upon files that another process is writing.
         remove_unfinished(study.path)
         shutil.rmtree(study.path / SCRATCH, ignore_errors=True)
         yield
     finally:
         with suppress(OSError):
-            _holder_path(study).unlink(missing_ok=True)
+            study.holder_path.unlink(missing_ok=True)
         lock.release()
 
 
@@ -108,14 +108,9 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def _holder_path(study: Study) -> Path:
-    # Not the lock file itself, which any process that asks for the lock may empty.
-    return study.path / ".holder.json"
-
-
 def _holder(study: Study) -> str:
     try:
-        holder = json.loads(read_regular(_holder_path(study)))
+        holder = json.loads(read_regular(study.holder_path))
         return f"process {holder['pid']} on {holder['host']} since {local_time_words(holder['since'])}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return "another process"

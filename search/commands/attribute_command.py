@@ -116,9 +116,9 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
     if left:
         ends = f"{question.before_name} to {question.after_name}"
         lines = [
-            f"study {study.name}: which of {count_words(len(question.settings), 'change')} from {ends} did it, "
-            f"{count_words(len(question.configs), 'combination')} on "
-            f"{count_words(len(runs) // len(question.configs), 'seed')} each",
+            f"study {study.name}: {count_words(len(question.settings), 'change')} from {ends}, in "
+            f"{count_words(len(question.configs), 'combination')}, each on "
+            f"{count_words(len(runs) // len(question.configs), 'seed')}",
             cost_words(plan, left),
         ]
         code = run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
@@ -128,7 +128,7 @@ def _run(question: Question, plan: Plan, seeds: int, terminal: Terminal) -> int:
             return code
     trials = study.trials()
     if failed := len(runs_left(list(runs.values()), trials)):
-        terminal.say(f"{count_words(failed, 'run')} failed; {again} runs them again")
+        terminal.say(f"{count_words(failed, 'run')} failed; to run again: {again}")
     found = attribute(
         attribution_losses(runs, trials),
         question.settings,

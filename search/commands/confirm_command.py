@@ -90,7 +90,7 @@ def confirm_study(study: Study, options: Options, terminal: Terminal) -> int:
         write_attempts(study, (*earlier, attempt))
         failed = len(runs_left(planned_runs(attempt, trials), trials)) if code is None else 0
         if failed:
-            terminal.say(f"{count_words(failed, 'run')} failed; make confirm STUDY={study.name} runs them again")
+            terminal.say(f"{count_words(failed, 'run')} failed; to run again: make confirm STUDY={study.name}")
     return code or (1 if failed else 0)
 
 
@@ -132,9 +132,9 @@ def _run(
     # Before the first run, so that an interrupted attempt is continued and its seeds are never used for another.
     write_attempts(study, (*earlier, attempt))
     left = runs_left(planned_runs(attempt, ledger.trials()), ledger.trials())
-    candidates = list_words([f"trial {trial_id}" for trial_id in attempt.candidates])
+    confirmed = list_words([*(f"trial {trial_id}" for trial_id in attempt.candidates), "the baseline"])
     seeds = count_words(len(attempt.seeds), "fresh seed")
-    lines = [f"study {study.name}: {candidates} and the baseline again, each on {seeds}", cost_words(plan, left)]
+    lines = [f"study {study.name}: {confirmed} again, each on {seeds}", cost_words(plan, left)]
     return run_plan(plan, terminal, ledger=ledger, runs=left, lines=lines, again=again)
 
 

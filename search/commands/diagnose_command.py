@@ -100,8 +100,13 @@ def _path(target: str) -> Path:
 
 def _study_and_trial(target: str) -> tuple[Study | None, int | None]:
     path = _path(target)
-    if path.is_dir() and Study(path).study_json.is_file():
-        return Study(path), None
+    study = Study(path if path.is_dir() else path.parent)
+    if study.study_json.is_file():
+        # A file of a study stands for it, such as its search.log, which is no log of one run.
+        if path == study.path or path.is_file():
+            return study, None
+        if path.name.isdecimal():
+            return study, int(path.name)
     name, slash, trial = target.partition("/")
     # Before a file or folder of the name here, which ./NAME means: the next steps print names of studies.
     is_known = name == LATEST or name in {study.name for study in list_studies()}

@@ -27,7 +27,7 @@ from search.setup.settings import (
     space_file_differences,
 )
 from search.terminal.console import Preparing, Terminal
-from search.terminal.next_steps import going_on, has_more
+from search.terminal.next_steps import has_more, remedy
 from search.trackers.trackers import with_tensorboard_of
 from search.tune.history import read_warm_start
 from spaces.budget import budget_of
@@ -61,10 +61,9 @@ def _check_kind(study: Study, document: dict[str, Any]) -> None:
     if document["kind"] == "attribute":
         raise UserError(f"study {study.name} is of kind attribute. Run the same make attribute again: it goes on.")
     if document["kind"] == "train":
-        how = f"Go on with it: {going_on(study) or 'make train CHECKPOINT_PATH=...'}"
-        if winner_of(study).trial is not None:
-            how = f"This adds 500 steps: make train STUDY={study.name} RESUME_STEPS=500"
-        raise UserError(f"study {study.name} is of kind train. {how}")
+        has_ended = winner_of(study).trial is not None
+        how = f" This adds 500 steps: make train STUDY={study.name} RESUME_STEPS=500" if has_ended else remedy(study)
+        raise UserError(f"study {study.name} is of kind train.{how}")
 
 
 def _check_same(

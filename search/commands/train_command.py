@@ -36,7 +36,7 @@ from search.terminal.console import Preparing, Terminal
 from search.terminal.next_steps import ending_document, going_on
 from search.terminal.signals import Interrupts
 from search.terminal.summary import sample_lines
-from trainable.config import DOCUMENTED, variable_of
+from trainable.config import DOCUMENTED, HYPERPARAMETERS, variable_of
 from trainable.errors import UserError, count_words, nearest
 from trainable.rows import MetricsRow, Start, StepRow, TrialStatus, Verdict
 from trainable.stability import Finding
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_STEPS = 25
 SPEED_WINDOW_STEPS = 100
+OF_ADAPTERS = tuple(name for name in HYPERPARAMETERS if name.startswith("lora_"))
 EXIT_CODES: dict[TrialStatus, int] = {"completed": 0, "unstable": 1, "interrupted": 130}
 
 
@@ -169,9 +170,12 @@ def _header(plan: TrainPlan, state: "TrainState") -> list[str]:
         *plan.loaded.text_lines,
         f"{config_words(asdict(config))}, {count_words(config.training_steps, 'step')}, seed {config.seed}",
     ]
-    unread = [variable_of(name) for name in THE_RATE if not config.reads(name)]
-    if unread := [name for name in unread if name in plan.options.typed]:
-        lines.append(f"note: LR_SCHEDULE={config.lr_schedule} does not read {list_words(unread)}")
+    # A command of FORMAT=cli names them all.
+    typed = plan.options.typed if "EXPORTED_FROM" not in plan.options.typed else ()
+    for setting, names in ((f"LR_SCHEDULE={config.lr_schedule}", THE_RATE), ("USE_LORA=False", OF_ADAPTERS)):
+        unread = [variable_of(name) for name in names if not config.reads(name)]
+        if unread := [name for name in unread if name in typed]:
+            lines.append(f"note: {setting} does not read {list_words(unread)}")
     if plan.options.resume_steps is not None and "TRAINING_STEPS" in plan.options.typed:
         lines.append("note: RESUME_STEPS sets the run's length; TRAINING_STEPS is not read")
     if plan.checkpoint is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from results.attribution.attribution_values import Attribution, load_attribution
-from results.attribution.design import config_of
+from results.attribution.design import changed_settings, config_of
 from results.export import make_words, search_command, train_command
 from results.ranking import ranked_trials
 from results.report.facts.study_facts import edges_of
@@ -141,7 +141,9 @@ def train_again(study: Study, folder: Path) -> str:
 
 
 def _after_training(study: Study, document: Mapping[str, Any], row: dict[str, Any], winner: Winner) -> list[Step]:
-    diagnose = Step(command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run")
+    diagnose = Step(
+        command=f"make diagnose TARGET={study.name}/0", purpose="find what is wrong with the run, if anything"
+    )
     if winner.worse_than_start:
         return [diagnose]
     if row["status"] == "completed":
@@ -184,20 +186,27 @@ def _about(study: Study, document: Mapping[str, Any], winner: Winner, diagnose: 
         longer = own_budget.asked(None if device_s else LONGER * tokens, device_s and LONGER * device_s)
         train = f"make train STUDY={name} {longer.setting}"
         further = Step(command=train, purpose=f"train it {LONGER} times as long, its schedule stretched")
-    attribute = Step(command=f"make attribute STUDY={name}", purpose="find which of the changed settings did it")
-    known = load_attribution(study)
-    # Of an earlier winner it explains nothing about this one.
-    why = [attribute]
-    if winner.trial and known and known.after_name == winner.name:
-        why = _without_costs(study, winner.trial, known)
     match winner.standing:
         case "proven":
-            return [*_rival(study, winner), *own, *why, further]
+            return [*_rival(study, winner), *own, *_why(study, winner), further]
         case "unproven":
-            return [*_proof(study, winner, more), *own, *why, further]
+            return [*_proof(study, winner, more), *own, *_why(study, winner), further]
         case "no_comparison":
             return [diagnose, *own]
     return [*more, diagnose, *own, *([further] if is_over else [])]
+
+
+def _why(study: Study, winner: Winner) -> list[Step]:
+    """Return what finds the setting that did it, or what has been found; none where only one was changed."""
+    assert winner.trial is not None
+    assert winner.baseline is not None
+    known = load_attribution(study)
+    # Of an earlier winner it explains nothing about this one.
+    if known and known.after_name == winner.name:
+        return _without_costs(study, winner.trial, known)
+    if len(changed_settings(config_from(winner.baseline), config_from(winner.trial))) < 2:
+        return []
+    return [Step(command=f"make attribute STUDY={study.name}", purpose="find which of the changed settings did it")]
 
 
 def _without_costs(study: Study, trial: Mapping[str, Any], found: Attribution) -> list[Step]:

@@ -88,6 +88,8 @@ def verdict_lines(winner: Winner) -> list[str]:
     if winner.search_difference is not None:
         side = "lower" if winner.search_difference <= 0 else "higher"
         by = f"{amount_words(winner.search_difference)} nats/token {side}"
+        # Fresh seeds may say the contrary.
+        by += " in the search," if winner.verdict is not None else ""
         lines.append(f"{by} on the same held-out tokens at the same budget; {evidence_words(winner)}")
     elif winner.verdict is not None or winner.rival_verdict is not None:
         lines.append(evidence_words(winner))

@@ -228,7 +228,7 @@ def test_overfitting_is_told_from_instability(log: Path) -> None:
     assert kinds(found(log, scored)) == ["overfitting"]
     (finding, *_) = found(log, scored + "step 5500 | val loss 6.1 | ok\nstep 6000 | val loss 6.4 | ok\n")
     assert finding.kind == "divergence"
-    assert finding.summary.endswith("does not come back: the run is unstable")
+    assert finding.summary.endswith("does not come back: the run diverges")
 
 
 def test_held_out_text_that_ends_above_its_start_is_overfitted_while_training_learns(log: Path) -> None:

@@ -152,7 +152,7 @@ def test_where_the_unstable_trials_lie(study: Study, make_trial: Callable[..., d
     findings = {finding.kind: finding for finding in diagnose_study(study)}
     share = findings["unstable_trials"]
     assert "50 % of the trials were unstable, at learning rates of 0.01 and more" in share.summary
-    assert "learning rate 0.01 to 0.03; stable trials: 0.001 to 0.003" in share.evidence
+    assert "learning rate 0.01 to 0.03; others held at 0.001 to 0.003" in share.evidence
     assert "verdicts: divergence" in share.evidence
     assert "trial 3 (also in trial 4 and trial 5): " in findings["divergence"].summary
     assert "divergence" in findings
@@ -170,6 +170,19 @@ def test_rates_that_ruin_any_weights_are_the_cause_and_one_run_is_no_range(
     assert share.next_step == "search learning rates up to about 3e-03: these ruin any weights"
     fill(study, make_trial, [30.0], unstable={0})
     assert "unstable_trials" not in [finding.kind for finding in diagnose_study(study)]
+
+
+def test_no_rate_is_advised_at_which_the_model_got_worse(
+    study: Study, make_trial: Callable[..., dict[str, Any]]
+) -> None:
+    """Half of the lowest unstable rate was advised, where whole trials had ended above their start."""
+    fill(study, make_trial, [1e-5, 2e-5, 0.02, 0.1, 60.0], unstable={3, 4})
+    rows = study.trials()
+    started(study, rows[1]["val_loss"] + 0.1)
+    rows[2]["val_loss"] = rows[1]["val_loss"] + 2
+    write_table(study.trials_path, rows, TRIALS)
+    share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
+    assert share.next_step == "search learning rates up to about 0.01, or give the schedule a warm-up"
 
 
 def test_a_trials_own_verdict_is_said_of_no_trial_that_was_not_ended(
@@ -224,7 +237,7 @@ def test_an_unstable_trial_below_the_limit_is_not_said_to_be_above_it(
     assert share.summary == "33 % of the trials were unstable, 1 of the 2 at learning rates of 0.06 and more"
     fill(study, make_trial, [2e-3, 1e-3, 6e-2], unstable={2})
     share = next(finding for finding in diagnose_study(study) if finding.kind == "unstable_trials")
-    assert share.evidence.startswith("1 of 3 ended trials, learning rate 0.06; stable trials: 0.001 to 0.002")
+    assert share.evidence.startswith("1 of 3 ended trials, learning rate 0.06; others held at 0.001 to 0.002")
 
 
 def test_a_baseline_that_broke(study: Study, make_trial: Callable[..., dict[str, Any]]) -> None:

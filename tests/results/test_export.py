@@ -159,6 +159,9 @@ def test_the_winner_of_a_short_search_is_exported_for_a_long_run(make_study: Mak
     # Enough for a step of the winner, and not of every shape in its space.
     with pytest.raises(UserError, match=r"with BUDGET_TOKENS=2048: .* tokens a step.*Set BUDGET_TOKENS="):
         export_toml(study, Budget(tokens=2048))
+    shutil.rmtree(study.path)
+    with pytest.raises(UserError, match=r"Set BUDGET_TOKENS="):  # no file is written whose [budget] could be changed
+        export_toml(make_study(kind="baseline", budget_tokens=2048))
 
 
 def test_a_budget_that_is_the_winners_own_changes_nothing(make_study: MakeStudy) -> None:
@@ -287,7 +290,7 @@ def test_the_baseline_as_the_best_is_said_so(make_study: MakeStudy, make_trial: 
     assert json.loads(export_json(study))["is_baseline"] is True
 
 
-@pytest.mark.parametrize("status", ["running", "unstable", None])
+@pytest.mark.parametrize("status", ["interrupted", "unstable", None])
 def test_a_baseline_that_has_not_completed_is_no_measure(
     make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]], status: str | None
 ) -> None:
@@ -301,11 +304,11 @@ def test_a_baseline_that_has_not_completed_is_no_measure(
 def test_without_a_completed_trial_there_is_one_line(
     make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]]
 ) -> None:
-    study = make_study(trials=[make_trial(0, "running"), make_trial(1, "unstable"), make_trial(2, "unstable")])
+    study = make_study(trials=[make_trial(0, "failed"), make_trial(1, "unstable"), make_trial(2, "unstable")])
     for export in (export_env, export_json, export_toml, export_cli):
         with pytest.raises(UserError) as caught:
             export(study)
-        assert str(caught.value) == "study one has no completed trial to export (2 unstable, 1 running)."
+        assert str(caught.value) == "study one has no completed trial to export (2 unstable, 1 failed)."
     with pytest.raises(UserError):
         write_best(study)
     assert not study.best_env.exists()
@@ -381,6 +384,21 @@ def test_toml_is_the_studys_space_around_the_winner(make_study: MakeStudy) -> No
     learning_rate = space.domain("learning_rate")
     assert isinstance(learning_rate, FloatRange)
     assert learning_rate.contains(5e-3)
+
+
+def test_an_exported_space_that_was_searched_is_exported_without_the_words_on_its_old_winner(
+    make_study: MakeStudy, make_trial: Callable[..., dict[str, Any]], studies: Path
+) -> None:
+    """Twice round, the file said of two trials that each is the winner."""
+    text = export_toml(make_study())
+    shutil.rmtree(studies / "one")
+    file = {"name": "own", "path": "own.toml", "description": "", "toml": text}
+    again = export_toml(make_study(space=file, trials=[make_trial(0, val_loss=3.5)]))
+    assert "# A comment of the person who wrote the space." in again
+    assert [line for line in again.splitlines() if line.startswith("# study ")] == [
+        "# study one, trial 0, after 0 training tokens"
+    ]
+    assert again.count("to search it with this study's model and text") == 1
 
 
 def test_toml_searches_no_more_what_the_study_had_pinned(make_study: MakeStudy) -> None:

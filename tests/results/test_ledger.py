@@ -13,6 +13,7 @@ import pytest
 from results.study.atomic import storage_error_words
 from results.study.folder import Study, create_study
 from results.study.ledger import Ledger
+from results.study.lock import hold
 from results.study.planned_run import PlannedRun
 from results.study.tables import STEPS, read_rows, write_table
 from tests.rows import evaluation
@@ -72,8 +73,9 @@ def end(ledger: Ledger, trial_id: int, status: Any = "completed", **changes: Any
 
 
 def test_a_started_trial_is_on_disk_at_once(study: Study) -> None:
-    start(Ledger(study), 0)
-    (row,) = study.trials()
+    with hold(study):
+        start(Ledger(study), 0)
+        (row,) = study.trials()
     assert row["status"] == "running"
     assert row["is_baseline"] is True
     assert (row["batch_size"], row["learning_rate"], row["lr_schedule"], row["seed"]) == (32, 1e-5, "constant", 0)
@@ -166,7 +168,7 @@ def test_evaluations_are_flushed_at_most_once_an_interval(study: Study) -> None:
     clock.now += 4.9
     ledger.add_metrics(1, metrics(20, 4.9), 0)
     assert study.metrics() == []
-    assert study.trials()[0]["val_loss"] is None
+    assert study.trials()[0]["status"] == "interrupted"
     clock.now += 0.1
     ledger.add_metrics(1, metrics(30, 4.8), 0)
     assert [row["val_loss"] for row in study.metrics()] == [5.0, 4.9, 4.8]
@@ -322,7 +324,7 @@ def test_a_study_that_was_deleted_or_moved_is_written_no_more_until_it_is_back(s
     assert not study.trials_path.exists()
     shutil.rmtree(study.path)
     away.rename(study.path)
-    assert study.trials()[0]["status"] == "running"
+    assert study.trials()[0]["status"] == "interrupted"
     ledger.flush()
     assert study.trials()[0]["status"] == "completed"
 

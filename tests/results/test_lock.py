@@ -14,6 +14,8 @@ import pytest
 
 from results.study.folder import Study
 from results.study.lock import SCRATCH, hold
+from results.study.tables import TRIALS, write_table
+from tests.rows import trial_row
 from trainable.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,19 @@ def test_the_lock_of_a_process_that_died_is_taken_over(study: Study, other: Any,
     other.wait(60)
     with hold(study):
         assert f'"pid": {os.getpid()}' in (study.path / ".holder.json").read_text()
+
+
+def test_a_trial_runs_as_long_as_its_process(study: Study, other: Any) -> None:
+    """The report said "under way" of a search that was killed, and confirm that it was interrupted."""
+    write_table(study.trials_path, [trial_row(0), trial_row(1, "running")], TRIALS)
+    assert [row["status"] for row in study.trials()] == ["completed", "running"]
+    other.kill()
+    other.wait(60)
+    assert [row["status"] for row in study.trials()] == ["completed", "interrupted"]
+    study.holder_path.write_text(json.dumps({"pid": 1 << 80, "host": socket.gethostname()}))
+    assert study.trials()[1]["status"] == "interrupted"
+    study.holder_path.write_text(json.dumps({"pid": other.pid, "host": "another"}))
+    assert study.trials()[1]["status"] == "running"
 
 
 def test_nothing_but_the_empty_lock_file_is_left(study: Study) -> None:

@@ -15,6 +15,7 @@ from results.attribution.design import changed_settings
 from results.report.facts.study_facts import report_facts
 from results.report.page import markdown, write_reports
 from results.study.folder import Study
+from results.study.lock import hold
 from results.study.planned_run import Row
 from results.study.tables import METRICS, TRIALS, write_table
 from spaces.overrides import Settings
@@ -238,7 +239,8 @@ def test_page_and_markdown_say_that_a_study_is_not_finished(
     statuses: list[Any], words: str | None, tmp_path: Path, make_document: MakeDocument, make_trial: MakeTrial
 ) -> None:
     trials = [make_trial(number, status, 5.0 + number) for number, status in enumerate(statuses)]
-    facts = write_reports(write_study(tmp_path / "s", make_document("s"), trials))
+    with hold(study := write_study(tmp_path / "s", make_document("s"), trials)):
+        facts = write_reports(study)
     assert facts["study"]["unfinished"] == words
     page, text = ((tmp_path / "s" / name).read_text() for name in ("report.html", "report.md"))
     for shown in (page, text):

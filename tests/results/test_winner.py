@@ -239,6 +239,7 @@ def test_the_best_of_the_search_is_proven(searched: Study) -> None:
     assert winner.search_difference == -0.5
     assert headline(winner) == "Trial 1 is better than the baseline by 0.2000 nats/token"
     assert evidence_words(winner).startswith("better than the baseline on 5 fresh seeds; interval -0.20")
+    assert verdict_lines(winner)[-1].startswith("0.5000 nats/token lower in the search, on the same held-out tokens")
     assert notes(winner) == []
 
 
@@ -371,6 +372,20 @@ def test_the_proof_is_of_as_many_trials_as_have_completed(searched: Study, make_
     assert next_steps(searched)[0].purpose == "prove it: train it and the baseline again on fresh seeds"
 
 
+@pytest.mark.parametrize(("changes", "is_asked"), [({}, False), ({"batch_size": 8, "grad_accum_steps": 2}, True)])
+def test_which_of_the_settings_did_it_is_not_asked_of_a_single_one(
+    searched: Study, make_trial: MakeTrial, changes: dict[str, Any], is_asked: bool
+) -> None:
+    """Six runs named the only setting that was changed; where none was, the printed step was refused."""
+    document = {**searched.document(), "trials_planned": 2}
+    for single in ({"learning_rate": 3e-4}, {"seed": 1}):
+        rows = [make_trial(0, val_loss=5.0), make_trial(1, val_loss=4.5, **single, **changes)]
+        write_table(searched.trials_path, rows, TRIALS)
+        searched.study_json.write_text(json.dumps(document))
+        asked = any("make attribute" in step.command for step in next_steps(searched))
+        assert asked is (is_asked and "seed" not in single)
+
+
 def test_what_is_proven_to_have_cost_the_winner_something_can_be_trained_without(
     searched: Study, make_trial: MakeTrial
 ) -> None:
@@ -473,6 +488,14 @@ def test_a_search_without_a_winner_is_refused_with_its_next_step(
     searched.study_json.write_text(json.dumps({**searched.document(), "trials_planned": 3}))
     with pytest.raises(UserError, match=r"no completed trial.*\. Go on where it was interrupted: make resume STUDY=s$"):
         run(*words)
+
+
+def test_a_run_of_train_without_an_end_is_refused_with_its_next_step(searched: Study, make_trial: MakeTrial) -> None:
+    """Of one that was unstable `make train CHECKPOINT_PATH=...` was printed, which cannot be typed."""
+    write_table(searched.trials_path, [make_trial(0, "unstable", purpose="train")], TRIALS)
+    searched.study_json.write_text(json.dumps({**searched.document(), "kind": "train", "trials_planned": 1}))
+    with pytest.raises(UserError, match=r"s is of kind train\. Find what is wrong .*: make diagnose TARGET=s/0$"):
+        run("resume", "STUDY=s")
 
 
 def test_a_proof_of_a_trial_that_is_gone_names_its_study(searched: Study) -> None:

@@ -255,8 +255,12 @@ def test_diagnose_looks_at_the_study_that_is_named(
     monkeypatch.setenv("STUDIES_DIR", str(studies))
     for name in ("asked", "latest-made"):
         create_study(name, sound_document(name))
-    looked = run_here("diagnose", "STUDY=asked")
-    assert "found in what study asked holds" in looked.stdout
+    assert "found in what study asked holds" in run_here("diagnose", "STUDY=asked").stdout
+    # By a path too, its files and its trials.
+    (studies / "asked" / "search.log").write_text("trial 1 completed: val loss 5.0; batch 4\n")
+    for target in ("asked", "asked/study.json", "asked/search.log"):
+        assert "found in what study asked holds" in run_here("diagnose", f"TARGET={studies / target}").stdout
+    assert "error: study asked has no trial 7" in run_here("diagnose", f"TARGET={studies}/asked/7").stderr
 
 
 def test_an_audit_where_no_picture_can_be_written_prints_what_it_found(run_here: Any, tmp_path: Path) -> None:

@@ -579,9 +579,11 @@ def test_use_lr_warmup_is_warm_up_and_cosine_over_a_tenth(train_one: Train) -> N
     assert rates[-1] < 1.2e-4
 
 
-def test_what_a_constant_rate_does_not_read_is_told(train_one: Train) -> None:
-    ran = train_one(WARMUP_STEPS="4", MIN_LR_FRAC="0.2", TRAINING_STEPS="4")
+def test_what_the_run_does_not_read_is_told(train_one: Train) -> None:
+    """Of a study's winner USE_LORA=False is set too: with STUDY= a typed rank was passed over without a word."""
+    ran = train_one(WARMUP_STEPS="4", MIN_LR_FRAC="0.2", TRAINING_STEPS="4", LORA_RANK="2", USE_LORA="False")
     assert "note: LR_SCHEDULE=constant does not read WARMUP_STEPS and MIN_LR_FRAC" in ran["log"]
+    assert "note: USE_LORA=False does not read LORA_RANK" in ran["log"]
 
 
 STEP_LINE = re.compile(r"step (\d+)/(\d+) \((\d+\.\d)%\) \| (\d+\.\d\d) steps/sec \| ETA: (\d+\.\d)m")

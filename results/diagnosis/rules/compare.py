@@ -30,7 +30,7 @@ def compare_findings(run: RunView, others: list[Diagnosis]) -> Iterator[Diagnosi
 
 
 def _rising_validation(run: RunView) -> Diagnosis | None:
-    """Judge a validation loss that rises while the training loss falls; when both rise the run is unstable."""
+    """Judge a validation loss that rises while the training loss falls; when both rise the run diverges."""
     val = run.val
     if len(val) < 3:
         return None
@@ -59,8 +59,7 @@ def _rising_validation(run: RunView) -> Diagnosis | None:
         return Diagnosis(
             kind="divergence",
             confidence=0.75,
-            summary=f"both losses rise from {run.unit} {val.steps[best]} on: the run is unstable, this is not "
-            "overfitting",
+            summary=f"both losses rise from {run.unit} {val.steps[best]} on: the run diverges, this is not overfitting",
             evidence=f"validation {val.values[best]:.3f} to {final:.3f}, training {train_then:.3f} to {train_now:.3f}",
             next_step=calmer(run),
             steps=(val.steps[best], val.steps[-1]),

@@ -184,7 +184,7 @@ def _sparse_divergence(run: RunView) -> Diagnosis | None:
     return Diagnosis(
         kind="divergence",
         confidence=0.85 if len(curves) == 2 or len(curves[0]) >= 20 else 0.75,
-        summary=f"{rise} from {run.unit} {onset} on and {back} come back: the run is unstable"
+        summary=f"{rise} from {run.unit} {onset} on and {back} come back: the run diverges"
         + (", this is not overfitting" if run.train.steps else ""),
         evidence=f"{said}; {rate_text(run, onset)}",
         next_step=calmer(run),
