@@ -143,7 +143,8 @@ class Study:
 
         holder = json_object(self.holder_path)
         if holder is None:
-            return False
+            # One that was fetched from a storage has no holder here, and may have one elsewhere.
+            return bool((json_object(self.study_json) or {}).get("storage"))
         return holder.get("host") != socket.gethostname() or holder.get("pid") in psutil.pids()
 
 

@@ -89,6 +89,10 @@ def test_a_trial_runs_as_long_as_its_process(study: Study, other: Any) -> None:
     assert study.trials()[1]["status"] == "interrupted"
     study.holder_path.write_text(json.dumps({"pid": other.pid, "host": "another"}))
     assert study.trials()[1]["status"] == "running"
+    study.holder_path.unlink()
+    assert study.trials()[1]["status"] == "interrupted"
+    study.study_json.write_text(json.dumps({"storage": "s3://bucket"}))
+    assert study.trials()[1]["status"] == "running"
 
 
 def test_nothing_but_the_empty_lock_file_is_left(study: Study) -> None:
