@@ -6,7 +6,6 @@ import re
 import secrets
 import shlex
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from results.study.atomic import write_document
+from results.study.holder import may_be_there
 from results.study.paths import expanded, shown
 from results.study.planned_run import Row
 from trainable.errors import UserError, as_user_error, did_you_mean, reason
@@ -138,14 +138,12 @@ class Study:
         return _rows(self.steps_path(trial_id), "STEPS")
 
     def _is_written(self) -> bool:
-        """Return whether the process that said to hold the study is there; on another machine it is taken to be."""
-        import psutil
-
+        """Return whether the process that said to hold the study may be there."""
         holder = json_object(self.holder_path)
         if holder is None:
             # One that was fetched from a storage has no holder here, and may have one elsewhere.
             return bool((json_object(self.study_json) or {}).get("storage"))
-        return holder.get("host") != socket.gethostname() or holder.get("pid") in psutil.pids()
+        return may_be_there(holder)
 
 
 def _rows(path: Path, schema: str) -> list[Row]:

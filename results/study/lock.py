@@ -6,18 +6,17 @@ And only into files of its own: a folder may come from somebody else.
 import json
 import os
 import shutil
-import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from results.study.atomic import write_atomic
 from results.study.folder import Study
+from results.study.holder import this_process
 from results.study.paths import shown
 from results.words import local_time_words
 from trainable.errors import UserError, reason
@@ -101,11 +100,6 @@ def hold(study: Study) -> Iterator[None]:
         with suppress(OSError):
             study.holder_path.unlink(missing_ok=True)
         lock.release()
-
-
-def this_process() -> dict[str, Any]:
-    """Return by what another process, here or on another machine, knows this one."""
-    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _holder(study: Study) -> str:

@@ -4,7 +4,6 @@ Ages are by the storage's clock. The mark is not a lock: two drivers that begin 
 """
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pyarrow import fs
 
 from results.study.folder import Study, StudyExistsError
-from results.study.lock import this_process
+from results.study.holder import may_be_there, this_process
 from search.cluster.study_storage import lies_in, probed, written
 from trainable.data.remote_files import below, blocks_of, files_at, write_whole
 from trainable.errors import UserError, full_reason
@@ -84,24 +82,15 @@ def _check_mark(study: Study, storage: str, files: Any, root: str) -> None:
     mark = _document(files, f"{root}/{MARK}")
     if mark is None or mark == this_process():
         return
-    pid = mark.get("pid")
-    if mark.get("host") == socket.gethostname() and not (isinstance(pid, int) and _is_alive(pid)):
+    if not may_be_there(mark):
         return
     # Here too: of a driver that was killed another process may have the number now.
     age_s = _age_s(files, f"{root}/{MARK}", storage)
     if age_s < ALIVE_S:
         raise UserError(
-            f"study {study.name} is held by process {pid} on {mark.get('host')}, which wrote to STORAGE {age_s} s ago. "
-            f"Stop it; one that is lost is forgotten after {ALIVE_S} s."
+            f"study {study.name} is held by process {mark.get('pid')} on {mark.get('host')}, which wrote to STORAGE "
+            f"{age_s} s ago. Stop it; one that is lost is forgotten after {ALIVE_S} s."
         )
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        # By psutil, which knows another user's process too. A zombie has ended, though nobody has reaped it.
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except (psutil.NoSuchProcess, ValueError, OverflowError):
-        return False
 
 
 def _document(files: Any, path: str) -> dict[str, Any] | None:

@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
         assert overlap is not None
         assert overlap.longest_tokens == 0, overlap
         started = time.process_time()
-        model = trained(corpora["docstrings"])
+        model = trained(SHAPE, corpora["docstrings"], CONFIG, PROTOCOL)
         minutes = (time.process_time() - started) / 60
         save(model, tokenizer, folder)
         losses = {name: loss_of(folder, corpus) for name, corpus in corpora.items()}
@@ -103,14 +103,14 @@ def main(folder: Path) -> None:
         print(note)
 
 
-def trained(corpus: Corpus) -> PreTrainedModel:
+def trained(model_name: str, corpus: Corpus, config: TrialConfig, protocol: EvalProtocol) -> PreTrainedModel:
     """Return the model after the last step."""
     spec = RunSpec(
-        model_name=SHAPE, corpus=corpus, protocol=PROTOCOL, device="cpu", unigram_entropy=corpus.unigram_entropy
+        model_name=model_name, corpus=corpus, protocol=protocol, device="cpu", unigram_entropy=corpus.unigram_entropy
     )
-    state = start_run(spec, CONFIG)
-    shown = range(SHOW_STEPS, CONFIG.training_steps, SHOW_STEPS)
-    for row in train(state, corpus, PROTOCOL, eval_steps=shown):
+    state = start_run(spec, config)
+    shown = range(SHOW_STEPS, config.training_steps, SHOW_STEPS)
+    for row in train(state, corpus, protocol, eval_steps=shown):
         if isinstance(row, MetricsRow):
             print(f"step {row.optimizer_steps}: {row.val_loss:.3f}, {row.active_s:.0f} s", flush=True)
         assert not isinstance(row, Verdict), row

@@ -5,33 +5,23 @@ python -m tests.data.make_narrow
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from tests.benchmarks import pretrain
 from tests.narrow import NARROW
 from tests.stdlib_text import docstrings
-from trainable.config import TrialConfig
 from trainable.data.tokens import load_corpus
 from trainable.evaluation import EvalProtocol
-from trainable.loop import train
 from trainable.model.model_names import SHIPPED
-from trainable.rows import MetricsRow
-from trainable.run import RunSpec, start_run
 
 SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 2048, "n_positions": 256}
-CONFIG = TrialConfig(
-    batch_size=32,
-    block_size=64,
-    learning_rate=1e-2,
-    lr_schedule="warmup_cosine",
-    warmup_steps=50,
-    training_steps=1000,
-    dropout=0.0,
-    precision="fp32",
-    seed=0,
+CONFIG = replace(
+    pretrain.CONFIG, batch_size=32, block_size=64, learning_rate=1e-2, warmup_steps=50, training_steps=1000
 )
 
 
@@ -47,21 +37,10 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(SHIPPED["tiny"])
         tokenizer.save_pretrained(begun)
         corpus = load_corpus([text], tokenizer.backend_tokenizer)
-        protocol = EvalProtocol(block_size=64, tokens=8192)
-        spec = RunSpec(
-            model_name=str(begun),
-            corpus=corpus,
-            protocol=protocol,
-            device="cpu",
-            unigram_entropy=corpus.unigram_entropy,
-        )
-        state = start_run(spec, CONFIG)
-        for row in train(state, corpus, protocol, eval_steps=range(100, CONFIG.training_steps, 100)):
-            if isinstance(row, MetricsRow):
-                print(f"step {row.optimizer_steps}: {row.val_loss:.3f} nats/token", flush=True)
+        model = pretrain.trained(str(begun), corpus, CONFIG, EvalProtocol(block_size=64, tokens=8192))
         NARROW.mkdir(exist_ok=True)
         (NARROW / "config.json").write_bytes((begun / "config.json").read_bytes())
-        tied = {name: tensor.half() for name, tensor in state.model.state_dict().items() if name != "lm_head.weight"}
+        tied = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
         save_file(tied, NARROW / "model.safetensors", metadata={"format": "pt"})
 
 

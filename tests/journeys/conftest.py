@@ -19,7 +19,6 @@ from results.export import export_env, export_json
 from results.report.facts.study_facts import report_facts
 from results.study.folder import Study
 from results.winner import headline, winner_of
-from tests.narrow import narrow_model
 from tests.patience import left_behind, wait_until, with_mark
 from tests.running import MARK, ROOT, Ran
 
@@ -219,12 +218,6 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def journey_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the journeys search on, unless they name another."""
-    return narrow_model(tmp_path_factory.mktemp("journeys-model"))
-
-
 def shell_environment(studies: Path, cache: Path, model: Path) -> dict[str, str]:
     """Return the environment of a shell with studies of its own."""
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
@@ -241,11 +234,11 @@ def shell_environment(studies: Path, cache: Path, model: Path) -> dict[str, str]
 
 
 @pytest.fixture
-def shell(tmp_path: Path, journey_cache: Path, journey_model: Path) -> Iterator[Shell]:
+def shell(tmp_path: Path, journey_cache: Path, narrow: Path) -> Iterator[Shell]:
     """A shell at the top of the checkout, with studies of its own."""
     folder = tmp_path / "shell"
     folder.mkdir()
-    opened = Shell(folder, shell_environment(tmp_path / "studies", journey_cache, journey_model))
+    opened = Shell(folder, shell_environment(tmp_path / "studies", journey_cache, narrow))
     yield opened
     opened.close()
     assert left_behind(opened.family) == []

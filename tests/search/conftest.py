@@ -19,7 +19,6 @@ from results.study.folder import Study
 from search.options import KNOWN
 from tests import running
 from tests.faults.common import QUICK_SPACE, Place
-from tests.narrow import narrow_model
 from tests.running import Ran, Running, search
 from trainable.data.corpus import language_reference
 
@@ -167,12 +166,6 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(shared_environment: Environment, studies: Path) -> Environment:
     """The environment of a command of its own process: nothing but what it needs."""
     return {**shared_environment, "STUDIES_DIR": str(studies)}
-
-
-@pytest.fixture(scope="session")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small pretrained model."""
-    return narrow_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")

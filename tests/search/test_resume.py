@@ -44,9 +44,9 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(shared_environment: Any, studies: Path) -> dict[str, str]:
+def environment(environment: Any) -> dict[str, str]:
     """With a model whose trials take long enough to be killed in the middle."""
-    return {**shared_environment, "STUDIES_DIR": str(studies), "GPT2_MODEL_NAME": "tiny-scratch"}
+    return {**environment, "GPT2_MODEL_NAME": "tiny-scratch"}
 
 
 @pytest.fixture(scope="module")
